@@ -1,0 +1,52 @@
+# setup - demo - check - test - test-long - bench - docs - clean. Each target works in a fresh clone: it makes .venv first.
+#   make setup PYTHON=python3.12            another Python, 3.11 or newer
+#   make setup PIP_EXTRA_INDEX_URL=...      another place for wheels, for example CPU-only or CUDA builds of torch (any PIP_* variable is heard)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+MAKEFLAGS += --no-print-directory
+
+.PHONY: setup demo check test test-long bench docs clean
+
+setup: $(STAMP)
+	@:
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lisaseg needs Python 3.11 or newer: make setup PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (1.5 GB, a minute or more)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[train,dev]"
+	@touch $@
+
+demo: setup
+	@$(BIN)/lisaseg ask examples/coffee.jpg "the thing one drinks from" -o out/demo
+	@echo "pictures: out/demo"
+
+# The budgets test also holds that `lisaseg --help` does not import torch.
+check: setup
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check .; echo "Run $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+	@report=$$($(BIN)/lint-imports --no-logo) || { echo "$$report"; exit 1; }
+	@$(BIN)/python -m pytest -q --no-header tests/test_budgets.py
+	@$(BIN)/lisaseg --help > /dev/null
+	@echo "check: ruff, format, mypy, import order, budgets, command line: fine"
+
+test: setup
+	@$(BIN)/python -m pytest -q --no-header
+
+test-long: setup
+	@$(BIN)/python -m pytest -q --no-header -m long
+
+bench: setup
+	@$(BIN)/lisaseg bench
+
+# The reference of the command line is written by the command line.
+docs: setup
+	@$(BIN)/typer lisaseg.apps.cli utils docs --name lisaseg --output docs/cli.md
+
+clean:
+	@rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

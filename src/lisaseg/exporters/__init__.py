@@ -1,0 +1,1 @@
+"""Weights out, one file a target format."""

@@ -1,0 +1,180 @@
+"""Answers as JSON, as COCO and as files.
+
+The JSON form is stable: keys are added, never renamed or dropped.
+
+    {"text", "raw_text", "status", "instruction", "model", "image": {"width", "height"},
+     "segments": [{"index", "phrase", "span": [start, end), "box_xyxy", "area", "score", "mask": COCO RLE}],
+     "usage": {...}, "timings_ms": {...}, "warnings": [{"code", "message"}]}
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lisaseg.errors import DataError, LisaSegError, UsageError
+from lisaseg.formats import rle, write_aside
+from lisaseg.types import Answer, Segment
+
+STATUSES = ("masks", "no_target", "no_mask_requested", "truncated")
+
+
+def answer_to_dict(answer: Answer) -> dict[str, Any]:
+    """The JSON form; masks as compressed RLE, sizes and boxes in pixels, `score` may be None."""
+    return {
+        "text": answer.text,
+        "raw_text": answer.raw_text,
+        "status": answer.status,
+        "instruction": answer.instruction,
+        "model": answer.model,
+        "image": {"width": int(answer.image_size[1]), "height": int(answer.image_size[0])},
+        "segments": [_segment_to_dict(segment) for segment in answer.segments],
+        "usage": {name: int(n) for name, n in answer.usage.items()},
+        "timings_ms": {name: float(ms) for name, ms in answer.timings_ms.items()},
+        "warnings": [{"code": code, "message": message} for code, message in answer.warnings],
+    }
+
+
+def answer_from_dict(data: Mapping[str, Any]) -> Answer:
+    """Read the JSON form back. The picture is not in it, so `image` is None; box and area are measured on the mask.
+
+    Raises:
+        DataError: a field is missing or malformed; the message names it.
+    """
+    if not isinstance(data, Mapping):
+        raise DataError("An answer must be a JSON object.", next_step="Pass what `Answer.to_dict` returned.")
+    status = _field(data, "status", str)
+    if status not in STATUSES:
+        raise DataError(f"Answer: field 'status' is {status!r}.", next_step=f"It must be one of {', '.join(STATUSES)}.")
+    image = _field(data, "image", Mapping)
+    size = (_field(image, "height", int), _field(image, "width", int))
+    segments = tuple(_segment_from_dict(item, k) for k, item in enumerate(_field(data, "segments", list)))
+    try:
+        usage = {str(name): int(n) for name, n in _field(data, "usage", Mapping).items()}
+        timings = {str(name): float(ms) for name, ms in _field(data, "timings_ms", Mapping).items()}
+        warnings = tuple((str(item["code"]), str(item["message"])) for item in _field(data, "warnings", list))
+    except (TypeError, ValueError, KeyError) as error:
+        raise DataError("Answer: 'usage', 'timings_ms' or 'warnings' is malformed.", next_step="Pass what `Answer.to_dict` returned.") from error
+    return Answer(
+        text=_field(data, "text", str),
+        raw_text=_field(data, "raw_text", str),
+        status=status,
+        segments=segments,
+        image_size=size,
+        instruction=_field(data, "instruction", str),
+        model=_field(data, "model", str),
+        usage=usage,
+        timings_ms=timings,
+        warnings=warnings,
+    )
+
+
+def answer_to_coco(answer: Answer, file_name: str = "") -> dict[str, Any]:
+    """A COCO document: one image, one annotation a segment (RLE, box XYWH, iscrowd 0), one category for each distinct phrase.
+
+    A segment without a phrase is filed under the instruction, because that is what it fits.
+    """
+    names = [segment.phrase or answer.instruction or "target" for segment in answer.segments]
+    categories = {name: k for k, name in enumerate(dict.fromkeys(names), start=1)}
+    annotations = []
+    for segment, name in zip(answer.segments, names, strict=True):
+        x0, y0, x1, y1 = (int(v) for v in segment.box)
+        annotation = {
+            "id": segment.index + 1,
+            "image_id": 1,
+            "category_id": categories[name],
+            "segmentation": rle.encode(segment.mask),
+            "area": int(segment.area),
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "iscrowd": 0,
+        }
+        if segment.score is not None:
+            annotation["score"] = float(segment.score)
+        annotations.append(annotation)
+    return {
+        "info": {"description": f"{answer.instruction} | {answer.text}", "contributor": answer.model},
+        "images": [{"id": 1, "file_name": file_name, "width": int(answer.image_size[1]), "height": int(answer.image_size[0])}],
+        "annotations": annotations,
+        "categories": [{"id": k, "name": name} for name, k in categories.items()],
+    }
+
+
+def save_answer(answer: Answer, folder: Path, stem: str) -> list[Path]:
+    """Write `<stem>.overlay.png` (only if the answer holds its picture), `<stem>.mask<k>.png` (8 bit, 0 or 255, k from 1) and `<stem>.json`.
+
+    Each file is written aside and renamed. Masks and overlay that an earlier answer left under the same stem are removed: the folder never mixes two.
+
+    Returns:
+        The written paths in that order.
+
+    Raises:
+        UsageError: `stem` is no plain file name, or the folder cannot be written.
+    """
+    if stem in ("", ".", "..") or stem != Path(stem).name or "\0" in stem or "\\" in stem:
+        raise UsageError(f"{stem[:80]!r} cannot start a file name.", next_step="Give a stem without folders, for example 'answer'.")
+    folder = Path(folder)
+    written: list[Path] = []
+    if answer.image is not None:
+        written.append(write_aside(folder / f"{stem}.overlay.png", _png(answer.plot())))
+    for k, segment in enumerate(answer.segments, start=1):
+        written.append(write_aside(folder / f"{stem}.mask{k}.png", mask_png(segment.mask)))
+    text = json.dumps(answer_to_dict(answer), ensure_ascii=False, indent=1) + "\n"
+    # A lone surrogate becomes its JSON escape: the file stays UTF-8 and reads back the same.
+    written.append(write_aside(folder / f"{stem}.json", text.encode("utf-8", "backslashreplace")))
+    ours = re.compile(re.escape(stem) + r"\.(mask[1-9]\d*|overlay)\.png")
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name) and path not in written:
+            path.unlink(missing_ok=True)
+    return written
+
+
+def mask_png(mask: np.ndarray) -> bytes:
+    """Bool `(H, W)` -> PNG file, 8 bit grey, 0 or 255."""
+    return _png(Image.fromarray(mask.astype(np.uint8) * 255))
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _segment_to_dict(segment: Segment) -> dict[str, Any]:
+    return {
+        "index": segment.index,
+        "phrase": segment.phrase,
+        "span": [int(v) for v in segment.span],
+        "box_xyxy": [int(v) for v in segment.box],
+        "area": int(segment.area),
+        "score": None if segment.score is None else float(segment.score),
+        "mask": rle.encode(segment.mask),
+    }
+
+
+def _segment_from_dict(item: Any, k: int) -> Segment:
+    where = f"Answer, segment {k}"
+    if not isinstance(item, Mapping):
+        raise DataError(f"{where} is no JSON object.", next_step="Pass what `Answer.to_dict` returned.")
+    span, score = _field(item, "span", list, where), item.get("score")
+    if len(span) != 2 or not all(isinstance(v, int) for v in span) or not (score is None or isinstance(score, int | float)):
+        raise DataError(f"{where}: 'span' must be two whole numbers and 'score' a number or null.", next_step="Pass what `Answer.to_dict` returned.")
+    try:
+        mask = rle.decode(_field(item, "mask", Mapping, where))
+    except LisaSegError as error:
+        raise DataError(f"{where}, field 'mask': {error.message}", next_step=error.next_step) from error
+    return Segment.from_mask(_field(item, "index", int, where), mask, (span[0], span[1]), score, _field(item, "phrase", str, where))
+
+
+def _field(data: Mapping[str, Any], name: str, kind: type, where: str = "Answer") -> Any:
+    value = data.get(name)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        state = "is missing" if name not in data else f"is {type(value).__name__}"
+        raise DataError(f"{where}: field {name!r} {state}.", next_step=f"It must be of type {kind.__name__}; see `Answer.to_dict`.")
+    return value

@@ -1,0 +1,281 @@
+"""lisaseg JSONL, the native sample format: one JSON object a line, one picture and one query each; paths are relative to the file.
+
+    {"id": "a1", "image": "images/a.jpg", "text": "the thing that keeps the milk cold", "is_sentence": false, "kind": "reasoning",
+     "target": ["fridge"], "mask": {"size": [299, 448], "counts": "..."}, "ignore": null, "explanation": "...", "rephrasings": ["..."]}
+
+`mask` is COCO RLE (compressed string or list of runs), the path of a PNG (0 and 255, or 0 and 1), `{"polygons": [[x1, y1, ...], ...]}`, a list of
+those (one for each `[SEG]`), or null: nothing in the picture fits. `ignore` has the same forms: one mask hides its pixels (255) in every mask, a list
+holds one (or null) for each mask. Required are `image`, `text` and `mask`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from PIL import Image
+
+from lisaseg.errors import DataError, LisaSegError
+from lisaseg.formats import rle, write_aside
+from lisaseg.imaging import FORMATS, open_image
+from lisaseg.types import IGNORE, TARGET, Query, Sample
+
+FIELDS = ("id", "image", "text", "is_sentence", "kind", "target", "mask", "ignore", "explanation", "rephrasings")
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_MASK_FORMS = "Write COCO RLE, the path of a PNG, polygons, a list of those, or null if nothing fits."
+
+
+def read_jsonl(path: str | Path, *, decode_images: bool = False) -> Iterator[Sample]:
+    """Samples of a file, one a line, read and checked as they are asked for; empty lines are skipped.
+
+    Args:
+        path: the JSONL file, UTF-8.
+        decode_images: also decode every picture, which finds truncated files; otherwise only headers are read.
+
+    Yields:
+        Sample with `image` as a path (joined to the file's folder) and one `Query`; masks are uint8 {0, 1, 255} `(H, W)` at the upright size.
+
+    Raises:
+        DataError: names file, line, field and what to do.
+    """
+    path = Path(path)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.", next_step="Check the path of the JSONL file.") from error
+    seen: dict[str, int] = {}
+    with file:
+        for number, raw in enumerate(file, start=1):
+            line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+            if not line.strip():
+                continue
+            sample = sample_from_record(_parse(line, f"{path}:{number}"), path.parent, f"{path}:{number}", decode_image=decode_images)
+            if sample.id in seen:
+                raise DataError(f"{path}:{number}, field 'id': {sample.id!r} is also in line {seen[sample.id]}.", next_step="Make ids unique.")
+            seen[sample.id] = number
+            yield sample
+
+
+def sample_from_record(record: Mapping[str, Any], folder: Path, where: str, *, decode_image: bool = False) -> Sample:
+    """One parsed line -> Sample.
+
+    Args:
+        record: the JSON object.
+        folder: what its paths are relative to.
+        where: "file:line" for messages; also the id of a record that has none.
+        decode_image: decode the picture, not only its header.
+
+    Raises:
+        DataError: names `where`, the field and what to do.
+    """
+    item = _Record(record, folder, where)
+    item.check_names()
+    image = folder / item.text("image", required=True)
+    size = item.picture_size(image, decode=decode_image)
+    if "mask" not in record:
+        item.fail("mask", "is missing", _MASK_FORMS)
+    masks = item.masks("mask", size)
+    ignore = record.get("ignore")
+    ignores = item.masks("ignore", size, empty_items=True)
+    if isinstance(ignore, list) and len(ignores) != len(masks):
+        item.fail("ignore", f"has {len(ignores)} entries for {len(masks)} masks", "Give one mask for all, or one entry (mask or null) for each.")
+    if ignores and not masks:
+        item.fail("ignore", "is given, but mask is null", "Write null.")
+    labelled = []
+    for k, mask in enumerate(masks):
+        values = np.where(mask, np.uint8(TARGET), np.uint8(0)) if mask is not None else np.zeros(size, np.uint8)
+        hidden = ignores[k if isinstance(ignore, list) else 0] if ignores else None
+        if hidden is not None:
+            values[hidden] = IGNORE
+        labelled.append(values)
+    target = record.get("target")
+    query = Query(
+        text=item.text("text", required=True),
+        masks=tuple(labelled),
+        is_sentence=item.flag("is_sentence"),
+        name=target if isinstance(target, str) else ", ".join(item.texts("target")),
+        explanation=item.text("explanation"),
+        rephrasings=item.texts("rephrasings"),
+        kind=item.text("kind") or "reasoning",
+    )
+    return Sample(id=item.text("id") or where, image=image, queries=(query,), source=Path(where.rsplit(":", 1)[0]).stem)
+
+
+def write_jsonl(samples: Iterable[Sample], path: str | Path) -> int:
+    """Write samples, one line a query (ids of further queries get `_1`, `_2`, ...); masks become compressed RLE. The file is replaced as a whole.
+
+    What the format cannot hold is left out: `conversation`, `absent` and `source`.
+
+    Returns:
+        The number of lines.
+
+    Raises:
+        DataError: a sample's picture is in memory, not in a file.
+    """
+    path = Path(path)
+    lines = []
+    for sample in samples:
+        if not isinstance(sample.image, str | Path):
+            raise DataError(
+                f"Sample {sample.id!r}: its picture is not a file.", next_step="Save the picture first and build the sample with its path."
+            )
+        image = os.path.relpath(sample.image, path.parent).replace(os.sep, "/")
+        for k, query in enumerate(sample.queries):
+            record = record_of(query, sample.id if k == 0 else f"{sample.id}_{k}", image)
+            lines.append(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+    write_aside(path, b"".join(lines))
+    return len(lines)
+
+
+def record_of(query: Query, sample_id: str, image: str) -> dict[str, Any]:
+    """The JSON object of one query; `image` is the path as it shall be written."""
+    masks = [rle.encode(mask == TARGET) for mask in query.masks]
+    hidden = [mask == IGNORE for mask in query.masks]
+    ignore: Any = None
+    if any(area.any() for area in hidden):
+        each = [rle.encode(area) if area.any() else None for area in hidden]
+        ignore = each[0] if all(entry == each[0] for entry in each) else each
+    return {
+        "id": sample_id,
+        "image": image,
+        "text": query.text,
+        "is_sentence": query.is_sentence,
+        "kind": query.kind,
+        "target": [query.name] if query.name else [],
+        "mask": None if not masks else masks[0] if len(masks) == 1 else masks,
+        "ignore": ignore,
+        "explanation": query.explanation,
+        "rephrasings": list(query.rephrasings),
+    }
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: byte {error.start} is not UTF-8.", next_step="Save the file as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON, {error.msg} at column {error.colno}.", next_step="Write one complete JSON object a line.") from error
+    except (RecursionError, ValueError) as error:  # nested thousands deep, or a number of thousands of digits
+        raise DataError(f"{where}: this JSON cannot be a sample.", next_step="Write one JSON object a line as described in the format.") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: a line must be a JSON object, got {type(record).__name__}.", next_step="Write one JSON object a line.")
+    return record
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One line under inspection; every refusal names the line and the field."""
+
+    record: Mapping[str, Any]
+    folder: Path
+    where: str
+
+    def fail(self, field: str, problem: str, next_step: str) -> NoReturn:
+        raise DataError(f"{self.where}, field {field!r}: {problem.rstrip('.')}.", next_step=next_step)
+
+    def check_names(self) -> None:
+        """Further fields are legal; misspelt ones are not, because they would be lost in silence."""
+        for name in self.record:
+            near = [] if name in FIELDS else difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.8)
+            if near and near[0] not in self.record:
+                self.fail(name, "is not known", f"Did you mean {near[0]!r}?")
+
+    def text(self, field: str, *, required: bool = False) -> str:
+        value = self.record.get(field)
+        if value is None and not required:
+            return ""
+        if not isinstance(value, str):
+            self.fail(field, "is missing" if value is None else f"must be a text, got {type(value).__name__}", "Write a text in quotes.")
+        if required and not value.strip():
+            self.fail(field, "is empty", "Write what it should say, or drop the line.")
+        return str(value)
+
+    def texts(self, field: str) -> tuple[str, ...]:
+        value = self.record.get(field)
+        if value is None or (field == "target" and isinstance(value, str)):
+            return ()
+        if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
+            self.fail(field, "must be a list of texts that are not empty", 'Write ["...", "..."], or [] for none.')
+        return tuple(value)
+
+    def flag(self, field: str) -> bool:
+        value = self.record.get(field, False)
+        if not isinstance(value, bool):
+            self.fail(field, f"must be true or false, got {str(value)[:40]!r}", "Write true for a sentence, false for a phrase.")
+        return value
+
+    def picture_size(self, path: Path, *, decode: bool) -> tuple[int, int]:
+        """(height, width) of the upright picture."""
+        try:
+            if decode:
+                return tuple(open_image(path).rgb.shape[:2])
+            with Image.open(path, formats=FORMATS) as image:
+                width, height = image.size
+                turned = image.getexif().get(0x0112) in _TURNED
+        except FileNotFoundError:
+            self.fail("image", f"{path} does not exist", "Paths are relative to the JSONL file; correct it or add the picture.")
+        except LisaSegError as error:
+            self.fail("image", error.message, error.next_step)
+        except Exception:  # header parsers raise many types; each means the same to the reader
+            self.fail("image", f"{path} cannot be opened as a picture", "Replace the file, or drop the line.")
+        return (width, height) if turned else (height, width)
+
+    def masks(self, field: str, size: tuple[int, int], *, empty_items: bool = False) -> list[np.ndarray | None]:
+        """Bool `(H, W)` arrays; None only for null entries of a list, where those are legal."""
+        value = self.record.get(field)
+        if value is None:
+            return []
+        if value == []:
+            self.fail(field, "is an empty list", "Write null if nothing fits.")
+        items = value if isinstance(value, list) else [value]
+        names = [f"{field}[{k}]" for k in range(len(items))] if isinstance(value, list) else [field]
+        return [None if item is None and empty_items else self._mask(item, size, name) for item, name in zip(items, names, strict=True)]
+
+    def _mask(self, item: Any, size: tuple[int, int], name: str) -> np.ndarray:
+        height, width = size
+        try:
+            if isinstance(item, str):
+                mask = self._png(item, name)
+            elif isinstance(item, Mapping) and "counts" in item:
+                if item.get("size") != [height, width]:
+                    self._size_error(name, item.get("size"), size)
+                mask = rle.decode(item)
+            elif isinstance(item, Mapping) and "polygons" in item:
+                mask = rle.polygons_to_mask(item["polygons"], height, width)
+            else:
+                self.fail(name, f"{str(item)[:40]} is no mask", _MASK_FORMS)
+        except DataError as error:
+            if error.message.startswith(self.where):
+                raise
+            self.fail(name, error.message, error.next_step)
+        if mask.shape != size:
+            self._size_error(name, list(mask.shape), size)
+        return mask
+
+    def _size_error(self, name: str, found: Any, size: tuple[int, int]) -> NoReturn:
+        self.fail(
+            name, f"size (height, width) is {str(found)[:40]}, the upright picture has {list(size)}", "Export the mask at the size of the picture."
+        )
+
+    def _png(self, text: str, name: str) -> np.ndarray:
+        path = self.folder / text
+        try:
+            with Image.open(path, formats=("PNG",)) as image:
+                if image.mode not in ("1", "L", "P", "I", "I;16"):
+                    self.fail(name, f"{path} is a colour picture (mode {image.mode})", "Save the mask as PNG with one channel, 0 and 255.")
+                values = np.asarray(image)
+        except FileNotFoundError:
+            self.fail(name, f"{path} does not exist", "Paths are relative to the JSONL file; correct it or add the mask.")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            self.fail(name, f"{path} cannot be opened as PNG", "Save the mask as PNG; other formats do not keep it exactly.")
+        found = set(np.unique(values).tolist())
+        if not (found <= {0, 1} or found <= {0, 255}):
+            self.fail(name, f"{path} holds values {sorted(found)[:5]}", "Write 0 and 255 only; put pixels to leave out into 'ignore'.")
+        return values != 0

@@ -1,0 +1,80 @@
+"""Weights in and out. A checkpoint that did not load completely never runs: every missing, unexpected or mis-shaped tensor is named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lisaseg.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from lisaseg.model.lisa import LisaModel
+
+LANGUAGE = "vlm.language_model."
+
+
+def load_language_model(name: str, dtype: torch.dtype, offline: bool = False) -> tuple[Any, Path]:
+    """The language model of the weights cache (pulled if needed) and its folder, which also holds the tokenizer."""
+    from transformers import LlamaForCausalLM
+
+    from lisaseg import store
+
+    if name != "smollm2-135m-instruct":
+        raise ModelLoadError(f"Unknown language model {name!r} in config.json.", next_step="Known: smollm2-135m-instruct.", code="config_wrong")
+    folder = store.pull("lisa-tiny", offline=offline)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return model.eval(), folder
+
+
+def trained_tensors(model: LisaModel) -> dict[str, Tensor]:
+    """Everything but the frozen language model, fp16; adapters as `...q_proj.lora_A.weight`."""
+    out = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith(LANGUAGE) and "lora_" not in name:
+            continue
+        out[name.replace(".default.weight", ".weight")] = tensor.detach().to(torch.float16)
+    return out
+
+
+def merge_lora(model: LisaModel, tensors: dict[str, Tensor], rank: int, alpha: int) -> set[str]:
+    """Add the adapters to the language model's weights in float32: W + alpha / rank * B A. Returns the names that were used."""
+    used = set()
+    pattern = re.compile(re.escape(LANGUAGE) + r"(.+)\.lora_A\.weight$")
+    with torch.no_grad():
+        for name, a in tensors.items():
+            match = pattern.match(name)
+            if match is None:
+                continue
+            other = name.replace("lora_A", "lora_B")
+            if other not in tensors:
+                raise ModelLoadError(f"The adapter {other} is missing.", next_step="The file is incomplete: fetch it again.", code="tensor_missing")
+            weight = model.vlm.language_model.get_submodule(match.group(1)).weight
+            delta = tensors[other].float() @ a.float() * (alpha / rank)
+            if delta.shape != weight.shape:
+                raise ModelLoadError(
+                    f"The adapter {name} makes {tuple(delta.shape)}, the weight is {tuple(weight.shape)}.",
+                    next_step="Use the language model named in config.json.",
+                    code="tensor_shape",
+                )
+            weight.copy_((weight.float() + delta).to(weight.dtype))
+            used |= {name, other}
+    return used
+
+
+def load_strict(model: LisaModel, tensors: dict[str, Tensor], source: Path) -> None:
+    """Copy tensors into the model's non-language part; ModelLoadError names every tensor that is missing, unexpected or mis-shaped."""
+    own = {n: t for n, t in model.state_dict(keep_vars=True).items() if not n.startswith(LANGUAGE)}
+    missing = sorted(set(own) - set(tensors))
+    unexpected = sorted(set(tensors) - set(own))
+    shapes = [f"{n} is {tuple(tensors[n].shape)}, not {tuple(own[n].shape)}" for n in sorted(set(own) & set(tensors)) if own[n].shape != tensors[n].shape]
+    problems = [f"missing: {n}" for n in missing] + [f"unexpected: {n}" for n in unexpected] + [f"wrong shape: {s}" for s in shapes]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise ModelLoadError(f"{source} does not fit the model ({shown}).", next_step="Fetch the file again, or use the config.json that belongs to it.", code="tensors")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name].to(tensor.dtype))

@@ -1,0 +1,52 @@
+"""Configuration of a lisaseg model: which parts, which conventions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
+    """What a checkpoint's config.json says.
+
+    Args:
+        vlm: {"family": name, ...arguments of the family}.
+        mask_decoder: {"family": name, ...arguments}.
+        prompt_width: C, what the seg head gives to the mask decoder.
+        seg_hidden: width of the seg head's hidden layer; 0 = one linear layer.
+        seg_state: "emit" = the mask prompt is the state that emitted `[SEG]` (published LISA checkpoints); "at" = the state at its position.
+        chat_template: name in `lisaseg.chat.TEMPLATES`.
+        refusal_bias: added to the logit of a refusal's first word in mode "auto": trades false refusals against false masks.
+        loss_weights: {"ce", "bce", "dice"}; the paper's are 1, 2, 0.5.
+        lora: {"rank", "alpha"} of the adapters that the weight file holds, or None if they are merged.
+        language_model: name of the language model in the weights cache, or None if the weight file holds it.
+        nouns: names of the vision tower's vocabulary.
+    """
+
+    model_type = "lisaseg"
+
+    def __init__(
+        self,
+        vlm: dict[str, Any] | None = None,
+        mask_decoder: dict[str, Any] | None = None,
+        prompt_width: int = 256,
+        seg_hidden: int = 576,
+        seg_state: str = "emit",
+        chat_template: str = "chatml",
+        refusal_bias: float = 0.0,
+        loss_weights: dict[str, float] | None = None,
+        lora: dict[str, Any] | None = None,
+        language_model: str | None = None,
+        language_config: dict[str, Any] | None = None,
+        nouns: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.vlm = vlm or {"family": "tiny"}
+        self.mask_decoder = mask_decoder or {"family": "tiny"}
+        self.prompt_width, self.seg_hidden, self.seg_state = prompt_width, seg_hidden, seg_state
+        self.chat_template, self.refusal_bias = chat_template, refusal_bias
+        self.loss_weights = loss_weights or {"ce": 1.0, "bce": 2.0, "dice": 0.5}
+        self.lora, self.language_model, self.language_config = lora, language_model, language_config
+        self.nouns = nouns or []
+        super().__init__(**kwargs)

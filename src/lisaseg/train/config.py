@@ -1,0 +1,116 @@
+"""What a training recipe may say: a TOML file checked by pydantic, so a wrong key is an error with its name."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lisaseg.errors import UsageError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class StageConfig(_Strict):
+    """One stage of training.
+
+    Attributes:
+        kind: "vision" (neck and mask decoder towards nouns), "text" (language model on scenes of nouns), "joint" (everything, on pictures).
+        steps: optimiser steps. batch: pictures or scenes a step. queries: conversations a picture or scene at most.
+        lr: peak learning rate; `vision_lr` for neck and decoder in the joint stage. warmup: steps of linear warm-up, then cosine to 5 %.
+        text_share: share of text batches in the joint stage. p_definition, p_absent, p_chat: mix of what is asked.
+        noun_weight: weight of the noun-space losses.
+    """
+
+    kind: Literal["vision", "text", "joint"]
+    steps: int = Field(gt=0)
+    batch: int = Field(default=8, gt=0)
+    queries: int = Field(default=4, gt=0)
+    lr: float = Field(default=6e-4, gt=0)
+    vision_lr: float = Field(default=3e-4, gt=0)
+    warmup: int = 50
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    text_share: float = 0.15
+    p_definition: float = 0.6
+    p_absent: float = 0.15
+    p_chat: float = 0.12
+    noun_weight: float = 0.5
+
+
+class DataConfig(_Strict):
+    """Where the training data is.
+
+    Attributes:
+        pool: folder with COCO-format files and images/. files: name -> number of views (1 plain, 2 also an augmented one).
+        weights: name -> relative sampling weight of its pictures; "cutouts" names the composites.
+        cutouts: folder of cut-outs or None. composites: how many pictures are pasted together. wordnet: `dict` folder. base: folder with base archives.
+    """
+
+    pool: Path
+    files: dict[str, int]
+    weights: dict[str, float]
+    cutouts: Path | None = None
+    composites: int = 0
+    wordnet: str | None = None
+    nouns: int = 6000
+    base: Path
+
+
+class Recipe(_Strict):
+    """A whole recipe. `out`: run folder. `init`: folder of a model to start from. `only`: names of stages to run, all if empty."""
+
+    out: Path
+    seed: int = 0
+    threads: int = 0
+    bf16: bool = True
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    seg_hidden: int = 576
+    save_every: int = 100
+    log_every: int = 10
+    only: list[str] = Field(default_factory=list)
+    data: DataConfig
+    stages: dict[str, StageConfig]
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe and apply `key.path=value` overrides (values are TOML; a bare word is a string).
+
+    Raises:
+        UsageError: the file is missing, is not TOML, or a key is unknown or wrong; names the key.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"There is no recipe {path}.", next_step="See the recipes/ folder.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not TOML: {error}.", next_step="Mend the line.") from error
+    for item in overrides or []:
+        key, _, text = item.partition("=")
+        if not text:
+            raise UsageError(f"--set {item!r} is not key=value.", next_step="Write for example --set stages.joint.steps=100.")
+        _assign(values, key.strip().split("."), _toml_value(text.strip()))
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise UsageError(f"{path}, key {where}: {first['msg']}.", next_step="Mend the recipe or the --set option.") from error
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+    values[keys[-1]] = value

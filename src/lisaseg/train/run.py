@@ -1,0 +1,211 @@
+"""`lisaseg train RECIPE`: build everything that a recipe names, run its stages in order, write the trained part as a model folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lisaseg.datasets.cutouts import Cutouts
+from lisaseg.datasets.pool import Pool
+from lisaseg.errors import TrainingError
+from lisaseg.model.checkpoint import load_language_model, trained_tensors
+from lisaseg.model.config import LisaConfig
+from lisaseg.model.lisa import LisaModel
+from lisaseg.tokenization import TextTokenizer
+from lisaseg.train.config import Recipe, load_recipe
+from lisaseg.train.loop import Trainer, save_atomic
+from lisaseg.train.noun_space import COCO_THINGS, NounSpace
+from lisaseg.train.stages import JointStage, TextStage, VisionStage, Workshop
+from lisaseg.train.texts import NounBook
+from lisaseg.train.tiny_base import build_trunk, imagenet_names
+from lisaseg.train.views import build_cache, plan_views
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+STAGES: dict[str, Callable[..., Any]] = {"vision": VisionStage, "text": TextStage, "joint": JointStage}
+
+
+def add_lora(model: LisaModel, rank: int, alpha: int) -> None:
+    """Put adapters on every linear map of the language model's layers and freeze the rest of it."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    language_model = model.vlm.language_model
+    language_model.requires_grad_(False)
+    pattern = r"model\.layers\.\d+\.(self_attn|mlp)\.(" + "|".join(LORA_TARGETS) + ")"
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=pattern), language_model)
+    for name, p in language_model.named_parameters():
+        if "lora_" in name:
+            p.data = p.data.float()
+
+
+def _pools(recipe: Recipe) -> list[Pool]:
+    return [Pool(recipe.data.pool, name) for name in recipe.data.files]
+
+
+def vocabulary(recipe: Recipe, pools: list[Pool], cutouts: Cutouts | None) -> list[str]:
+    """Names that pixels are trained to have: the pool's categories in natural form, then the cut-outs' names."""
+    from lisaseg.datasets.pool import natural_name
+
+    names = [natural_name(c) for pool in pools for c in pool.category_names()]
+    if cutouts is not None:
+        names += [cutouts[i].name for i in range(len(cutouts))]
+    return list(dict.fromkeys(names))
+
+
+def prepare_views(recipe: Recipe, pools: list[Pool], cutouts: Cutouts | None, progress: Callable[[int, int], None]) -> list[Path]:
+    """Compute the missing views of the cache; paths of all in plan order."""
+    folder = recipe.out / "views"
+    plan = list(plan_views(pools, recipe.data.files, cutouts, recipe.data.composites, recipe.seed))
+    if any(not (folder / f"{stem}.safetensors").is_file() for stem, _ in plan):
+        trunk = build_trunk(recipe.data.base).to(torch.bfloat16 if recipe.bf16 else torch.float32).to(memory_format=torch.channels_last)
+        build_cache(folder, plan, trunk, progress)
+    return [folder / f"{stem}.safetensors" for stem, _ in plan]
+
+
+def view_weights(recipe: Recipe, pools: list[Pool], n_composites: int) -> np.ndarray:
+    """Sampling probability of every view, in plan order: a file's weight is shared by its views."""
+    weights: list[float] = []
+    for pool in pools:
+        copies = recipe.data.files[pool.path.stem]
+        total = recipe.data.weights.get(pool.path.stem, 1.0)
+        per = pool.sampling_weights()
+        scaled = total * per / per.sum() / copies
+        weights += [float(w) for w in scaled for _ in range(copies)]
+    weights += [recipe.data.weights.get("cutouts", 1.0) / max(1, n_composites)] * n_composites
+    p = np.array(weights)
+    return p / p.sum()  # type: ignore[no-any-return]
+
+
+def build_workshop(recipe: Recipe, log: Callable[[str], None], progress: Callable[[int, int], None]) -> Workshop:
+    """Model with adapters, texts, noun space and cached views of a recipe."""
+    pools = _pools(recipe)
+    cutouts = Cutouts(recipe.data.cutouts) if recipe.data.cutouts else None
+    book = NounBook(recipe.data.wordnet, recipe.data.nouns)
+    if cutouts is not None:
+        for i in range(len(cutouts)):
+            book.add(cutouts[i].name, [], [])  # its tags are themes ("beach"), not names
+    nouns = vocabulary(recipe, pools, cutouts)
+    space = NounSpace(recipe.data.base, recipe.out / "noun_space.safetensors", list(book.nouns))
+    views = prepare_views(recipe, pools, cutouts, progress)
+    log(f"{len(views)} views, {len(nouns)} names in the vision vocabulary, {len(book.nouns)} nouns with texts")
+    language_model, folder = load_language_model("smollm2-135m-instruct", torch.bfloat16 if recipe.bf16 else torch.float32)
+    config = LisaConfig(
+        nouns=nouns,
+        seg_hidden=recipe.seg_hidden,
+        lora={"rank": recipe.lora_rank, "alpha": recipe.lora_alpha},
+        language_model="smollm2-135m-instruct",
+    )
+    torch.manual_seed(recipe.seed)
+    model = LisaModel(config, language_model)
+    model.vlm.vision.trunk.load_state_dict(build_trunk(recipe.data.base).state_dict())  # type: ignore[union-attr]
+    model.vlm.vision.trunk.requires_grad_(False)  # type: ignore[union-attr]
+    neck = model.vlm.vision.neck  # type: ignore[union-attr]
+    neck.nouns.copy_(space(nouns))  # type: ignore[operator,union-attr]
+    neck.coco_nouns.copy_(space(list(COCO_THINGS)))  # type: ignore[operator,union-attr]
+    neck.imagenet_nouns.copy_(space(imagenet_names(recipe.data.base)))  # type: ignore[operator,union-attr]
+    torch.manual_seed(recipe.seed + 1)
+    add_lora(model, recipe.lora_rank, recipe.lora_alpha)
+    language_model.set_attn_implementation("eager")  # with packed masks on a CPU faster than the fused kernel, most of all backward
+    tokenizer = TextTokenizer(folder, model.vlm.seg_token_id, model.vlm.image_token_id)
+    weights = view_weights(recipe, pools, recipe.data.composites if cutouts is not None else 0)
+    return Workshop(model, tokenizer, book, space, nouns, views, weights, recipe.seed, nn.Parameter(torch.tensor(2.7)))
+
+
+def load_stage(shop: Workshop, file: Path) -> None:
+    """Put the parameters of a finished stage into the model."""
+    from safetensors.torch import load_file
+
+    targets = {
+        "neck.": shop.model.vlm.vision.neck,  # type: ignore[union-attr]
+        "decoder.": shop.model.mask_decoder,
+        "language_model.": shop.model.vlm.language_model,
+        "projector.": shop.model.vlm.vision.projector,  # type: ignore[union-attr]
+        "seg_head.": shop.model.seg_head,
+    }
+    with torch.no_grad():
+        for key, value in load_file(file).items():
+            name = key.removeprefix("param/")
+            if name == key:
+                continue
+            if name in ("seg_in", "seg_out"):
+                getattr(shop.model.vlm, name).copy_(value)
+            elif name == "temperature":
+                shop.temperature.copy_(value)
+            else:
+                prefix = next(p for p in targets if name.startswith(p))
+                targets[prefix].get_parameter(name.removeprefix(prefix)).copy_(value)  # type: ignore[union-attr,operator]
+
+
+def write_model(shop: Workshop, folder: Path, card: str) -> None:
+    """The trained part as a model folder: config.json, model.safetensors (fp16), MODEL_CARD.md. Written aside, then renamed."""
+    aside = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_atomic(trained_tensors(shop.model), aside / "model.safetensors", {"format": "pt"})
+    (aside / "config.json").write_text(json.dumps(shop.model.config.to_diff_dict(), indent=1, sort_keys=True) + "\n")
+    (aside / "MODEL_CARD.md").write_text(card)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def _reporter(name: str) -> Callable[[int, int, dict[str, float]], None]:
+    """Progress line on a terminal, one line a log interval elsewhere."""
+
+    def report(step: int, end: int, means: dict[str, float]) -> None:
+        left = (end - step) * means.get("seconds_per_step", 0.0)
+        numbers = "  ".join(f"{k} {v:.3f}" for k, v in means.items() if k != "seconds_per_step")
+        line = f"{name} {step}/{end}  {means['seconds_per_step']:.2f} s/step  {left / 60:.0f} min left  {numbers}"
+        end_of_line = "\r" if sys.stderr.isatty() and step < end else "\n"
+        print(line, end=end_of_line, file=sys.stderr, flush=True)
+
+    return report
+
+
+def run(path: Path, overrides: list[str], *, resume: bool = True, dry_run: bool = False) -> None:
+    """Run the recipe; see `lisaseg train --help`."""
+    recipe = load_recipe(path, overrides)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    unknown = set(recipe.only) - set(recipe.stages)
+    if unknown:
+        raise TrainingError(f"`only` names unknown stages: {', '.join(sorted(unknown))}.", next_step=f"Known: {', '.join(recipe.stages)}.")
+
+    def log(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def progress(done: int, total: int) -> None:
+        if done % 100 == 0 or done == total:
+            log(f"views {done}/{total}")
+
+    shop = build_workshop(recipe, log, progress)
+    if dry_run:
+        for part, n in parameter_table(shop.model).items():
+            log(f"{part:24s} {n / 1e6:8.2f} M")
+        return
+    for name, config in recipe.stages.items():
+        trainer = Trainer(STAGES[config.kind](name, config, shop), recipe, recipe.out)
+        if recipe.only and name not in recipe.only:
+            if trainer.checkpoint.is_file() and list(recipe.stages).index(name) < min(list(recipe.stages).index(o) for o in recipe.only):
+                load_stage(shop, trainer.checkpoint)
+            continue
+        if resume and trainer.resume():
+            log(f"{name}: resumed at step {trainer.step}")
+        trainer.run(progress=_reporter(name))
+    write_model(shop, recipe.out / "model", "# Model card\n\nWritten by `lisaseg train`; not evaluated yet.\n")
+    log(f"model written to {recipe.out / 'model'}")
+
+
+def parameter_table(model: LisaModel) -> dict[str, int]:
+    """Number of parameters by part; LoRA apart."""
+    table: dict[str, int] = {}
+    for name, p in model.named_parameters():
+        part = "lora" if "lora_" in name else "language model" if "language_model" in name else ".".join(name.split(".")[:3] if "vision" in name else name.split(".")[:1])
+        table[part] = table.get(part, 0) + p.numel()
+    return table

@@ -1,0 +1,151 @@
+"""What every vision-language family shares: image tokens in place, hidden states, greedy generation with a KV cache.
+
+Shapes: B images, Q conversations (rows), T tokens, D hidden, N masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SegState = Literal["emit", "at"]
+
+
+@dataclass
+class ImageContext:
+    """B encoded pictures. tokens (B, T_image, D) for the language model; maps: whatever the family's tower offers to the mask decoder."""
+
+    tokens: Tensor
+    maps: Any
+
+
+@dataclass
+class Generation:
+    """What one row generated.
+
+    ids: new token ids, the stop token included if it was reached. states: (n_seg, D) one for each generated `[SEG]`. finished: False = length limit.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+    finished: bool = False
+
+
+class VisionLanguageModel(nn.Module):
+    """Base of all families.
+
+    Subclasses set `language_model` (a transformers causal LM), `image_token_id`, `seg_token_id`, `n_image_tokens`, `hidden_size`, and implement
+    `preprocess` and `encode_image`; they may override `embed_ids` and `logits` if `[SEG]` has a row of its own outside the vocabulary.
+    """
+
+    family: ClassVar[str]
+    language_model: Any
+    image_token_id: int
+    seg_token_id: int
+    n_image_tokens: int
+    hidden_size: int
+
+    def preprocess(self, rgb: np.ndarray) -> dict[str, Tensor]:
+        """uint8 (H, W, 3) -> tensors of one picture, without batch axis, for `encode_image`."""
+        raise NotImplementedError
+
+    def encode_image(self, inputs: dict[str, Tensor]) -> ImageContext:
+        """Stacked outputs of `preprocess` -> tokens and maps of B pictures."""
+        raise NotImplementedError
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """Token ids (any shape) -> embeddings (..., D); image placeholders may give anything."""
+        return self.language_model.get_input_embeddings()(ids)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Last-layer states (..., D) -> scores over the vocabulary (..., V), `[SEG]` at index `seg_token_id`."""
+        return self.language_model.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
+
+    def embed(self, ids_QT: Tensor, tokens: Tensor, image_index_Q: Tensor) -> Tensor:
+        """Put the picture's tokens where `ids` holds the image id: one index space, no offset. tokens (B, T_image, D) -> (Q, T, D)."""
+        embeds = self.embed_ids(ids_QT)
+        slot = ids_QT == self.image_token_id
+        counts = slot.sum(1)
+        if bool(((counts != 0) & (counts != tokens.shape[1])).any()):
+            raise ValueError(f"A row has {counts.tolist()} image slots, {tokens.shape[1]} or 0 are legal.")
+        rows = tokens[image_index_Q[counts > 0]].reshape(-1, tokens.shape[-1]).to(embeds.dtype)
+        return embeds.masked_scatter(slot[..., None].expand_as(embeds), rows)
+
+    def hidden_states(self, embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Any = None) -> Tensor:
+        """Last-layer states after the final norm: (Q, T, D) -> (Q, T, D)."""
+        out = self.language_model.model(
+            inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache, use_cache=cache is not None
+        )
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        embeds: Sequence[Tensor],
+        *,
+        stop_id: int,
+        max_new_tokens: int,
+        seg_state: SegState = "emit",
+        ban: Sequence[int] = (),
+        bias: dict[int, float] | None = None,
+        on_token: Callable[[int, int], None] | None = None,
+        use_cache: bool = True,
+    ) -> list[Generation]:
+        """Greedy decoding of Q prompts of any lengths, together.
+
+        Args:
+            embeds: one (T, D) prompt for each row.
+            stop_id: token that ends an answer.
+            seg_state: which state prompts the mask: the one that emitted `[SEG]` ("emit") or the one at its position ("at").
+            ban: ids that are never generated. bias: id -> number added to its logit at the first new token only.
+            on_token: called with (row, id) for each new token, for streaming.
+            use_cache: False re-runs the whole prompt at each step; same result, for tests.
+        """
+        from transformers import DynamicCache
+
+        q, device = len(embeds), embeds[0].device
+        longest = max(len(e) for e in embeds)
+        prompt = torch.stack([torch.cat([e.new_zeros(longest - len(e), e.shape[-1]), e]) for e in embeds])  # left padding
+        mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in embeds], device=device)
+        rows = [Generation() for _ in range(q)]
+        pending: list[bool] = [False] * q  # a [SEG] whose own state is still to come ("at")
+        cache = DynamicCache() if use_cache else None
+        feed = prompt
+        for step in range(max_new_tokens + 1):
+            position = (mask.cumsum(1) - 1).clamp(min=0)
+            hidden = self.hidden_states(feed, mask, position[:, -feed.shape[1] :], cache)[:, -1]  # (Q, D)
+            for r in range(q):
+                if pending[r]:
+                    rows[r].states.append(hidden[r])
+                    pending[r] = False
+            if step == max_new_tokens or all(row.finished for row in rows):
+                break
+            scores = self.logits(hidden).float()
+            if ban:
+                scores[:, list(ban)] = float("-inf")
+            if step == 0:
+                for token, value in (bias or {}).items():
+                    scores[:, token] += value
+            new = scores.argmax(-1)
+            for r, token in enumerate(new.tolist()):
+                if rows[r].finished:
+                    continue
+                rows[r].ids.append(token)
+                rows[r].finished = token == stop_id
+                if token == self.seg_token_id:
+                    if seg_state == "emit":
+                        rows[r].states.append(hidden[r])
+                    pending[r] = seg_state == "at"
+                if on_token is not None:
+                    on_token(r, token)
+            if all(row.finished for row in rows):
+                break
+            step_embeds = self.embed_ids(new)[:, None]
+            mask = torch.cat([mask, mask.new_ones(q, 1)], 1)
+            feed = step_embeds if cache is not None else torch.cat([feed, step_embeds], 1)
+        return rows
