@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -13,6 +13,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from lisaseg.model.lisa import LisaModel
+    from lisaseg.predictor import Predictor
+    from lisaseg.tokenization import TextTokenizer
 
 # Derandomised: a red run must be red again on the next machine. No deadline: shared machines are slow at random.
 settings.register_profile("lisaseg", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
@@ -53,3 +58,24 @@ def no_network() -> Iterator[None]:
 def rng() -> np.random.Generator:
     """A fresh generator with a fixed seed."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[LisaModel, TextTokenizer]:
+    """The tiny random model that knows the answers of `tests.tiny_random.LESSONS`, and its tokenizer. Copy it before changing a weight."""
+    from tests import tiny_random
+
+    model = tiny_random.build_model()
+    tokenizer = tiny_random.build_tokenizer(tiny_random.write_tokenizer(tmp_path_factory.mktemp("tokenizer")), model)
+    assert tiny_random.teach(model, tokenizer) < 0.05, "the model did not learn its lessons"
+    return model, tokenizer
+
+
+@pytest.fixture
+def predictor(taught: tuple[LisaModel, TextTokenizer]) -> Predictor:
+    """A predictor on the taught model that remembers no picture, with counters at 0."""
+    from lisaseg.predictor import Predictor
+
+    model, tokenizer = taught
+    model.image_encodings = model.mask_encodings = 0
+    return Predictor(model, tokenizer, "random")

@@ -1,7 +1,7 @@
 """list[Example] -> Batch: encoded conversations packed behind one visual prefix for each picture.
 
-All conversations about a picture share its tokens: they stand behind one prefix in one row, see the prefix and themselves but not each other, and their
-positions restart after the prefix. It computes what separate rows would (a test holds it to that) and reads the picture once.
+All conversations about a picture share its tokens: they stand behind one prefix in one row, see the prefix and themselves but not
+each other, and their positions restart after the prefix. It computes what separate rows would (a test holds it to that) and reads the picture once.
 Shapes: B pictures = rows, T tokens, M masks, S supervised positions.
 """
 
@@ -47,7 +47,12 @@ class Batch:
 
 
 def pack(
-    examples: Sequence[Example], tokenizer: TextTokenizer, template: ChatTemplate, n_image_tokens: int, seg_state: str = "emit", max_tokens: int = 1024
+    examples: Sequence[Example],
+    tokenizer: TextTokenizer,
+    template: ChatTemplate,
+    n_image_tokens: int,
+    seg_state: str = "emit",
+    max_tokens: int = 1024,
 ) -> Batch:
     """Encode and pack. A conversation that would make a row longer than `max_tokens` is a ValueError: split it before."""
     rows = [_pack_row(e, tokenizer, template, n_image_tokens, seg_state) for e in examples]

@@ -59,7 +59,9 @@ class Conversation:
     def ask(self, instruction: str) -> Conversation:
         """A longer conversation with an open turn."""
         if len(self.turns) >= MAX_TURNS:
-            raise InstructionError(f"This chat has {len(self.turns)} turns; the limit is {MAX_TURNS}.", next_step="Start a new chat.", code="too_many_turns")
+            raise InstructionError(
+                f"This chat has {len(self.turns)} turns; the limit is {MAX_TURNS}.", next_step="Start a new chat.", code="too_many_turns"
+            )
         if self.turns and self.turns[-1].answer is None:
             raise UsageError("The last turn has no answer yet.", next_step="Answer or undo it first.")
         return replace(self, turns=(*self.turns, Turn(instruction)))

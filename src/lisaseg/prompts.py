@@ -42,6 +42,7 @@ SEGMENT_SENTENCE = "{text} Please output segmentation mask."
 
 ANSWER_NAMED = f"It is the {{name}} {SEG_TEXT}."
 ANSWER_UNNAMED = f"It is {SEG_TEXT}."
+FORCED_OPENING = "It is"  # put before a [SEG] that the user insists on
 NO_TARGET = "There is no such thing in this picture."
 NO_TARGET_PREFIX = "There is no"
 
@@ -66,7 +67,10 @@ def looks_like_sentence(text: str) -> bool:
 
 
 _OPENERS = frozenset(
-    "where what which who whose when why how is are do does can could would will if please segment show find mark highlight outline point select i we you".split()
+    (
+        *("where", "what", "which", "who", "whose", "when", "why", "how", "is", "are", "do", "does", "can", "could", "would", "will", "if"),
+        *("please", "segment", "show", "find", "mark", "highlight", "outline", "point", "select", "i", "we", "you"),
+    )
 )
 
 

@@ -1,7 +1,7 @@
 """Ids in and out. User text can never become a special token: it is encoded with special tokens switched off, whatever it spells.
 
-A rendered conversation (`lisaseg.chat`) is a list of pieces; every piece is encoded on its own, so the place of the picture, of every `[SEG]` and of every
-supervised token is known by construction and never searched for in a string.
+A rendered conversation (`lisaseg.chat`) is a list of pieces; every piece is encoded on its own, so the place of the picture, of every `[SEG]`
+and of every supervised token is known by construction and never searched for in a string.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ def clean_instruction(text: object, limit: int = MAX_INSTRUCTION_CHARS) -> str:
         InstructionError: not a string or nothing left (`prompt_empty`), or longer than `limit` characters (`prompt_too_long`, with both counts).
     """
     if not isinstance(text, str):
-        raise InstructionError(f"The instruction must be a string, got {type(text).__name__}.", next_step="Pass the question as text.", code="prompt_empty")
+        raise InstructionError(
+            f"The instruction must be a string, got {type(text).__name__}.", next_step="Pass the question as text.", code="prompt_empty"
+        )
     if len(text) > 20 * limit:  # before any work on it
         raise _too_long(len(text), limit)
-    text = unicodedata.normalize("NFC", text.encode("utf-8", "ignore").decode("utf-8"))
     text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")).strip()
+    if len(text) > 4 * limit:  # composing shortens by less; its time grows with the square of a run of combining marks
+        raise _too_long(len(text), limit)
+    text = unicodedata.normalize("NFC", text).strip()
     if not any(unicodedata.category(c)[0] not in "ZC" for c in text):
         raise InstructionError("The instruction is empty.", next_step="Ask something about the picture.", code="prompt_empty")
     if len(text) > limit:
@@ -65,7 +69,6 @@ class TextTokenizer:
     Args:
         folder: folder with `tokenizer.json`.
         seg_id: id of `[SEG]`. image_id: placeholder id of one image token.
-        specials: template token -> id; looked up in the tokenizer if None.
     """
 
     def __init__(self, folder: Path, seg_id: int, image_id: int) -> None:
@@ -90,12 +93,15 @@ class TextTokenizer:
             return self.seg_id
         found = self._tokenizer.token_to_id(token)
         if found is None:
-            raise ModelLoadError(f"The tokenizer does not know {token}.", next_step="Pull the model again: `lisaseg models pull`.", code="tokenizer_wrong")
+            raise ModelLoadError(
+                f"The tokenizer does not know {token}.", next_step="Pull the model again: `lisaseg models pull`.", code="tokenizer_wrong"
+            )
         return int(found)
 
     def decode(self, ids: list[int]) -> str:
         """Generated ids -> text, `[SEG]` where that token stands; a `[SEG]` spelled with ordinary tokens is shown as `(SEG)`."""
-        out, run = [], []
+        out: list[str] = []
+        run: list[int] = []
 
         def flush() -> None:
             if run:
@@ -105,7 +111,8 @@ class TextTokenizer:
         for token in ids:
             if token == self.seg_id:
                 flush()
-                out.append(SEG_TEXT)
+                spaced = not out or out[-1][-1:].isspace()
+                out.append(SEG_TEXT if spaced else f" {SEG_TEXT}")
             elif token < self.seg_id or token > max(self.seg_id, self.image_id):
                 run.append(token)
         flush()

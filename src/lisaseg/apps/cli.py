@@ -115,7 +115,7 @@ def ask(
     from lisaseg.apps import console
 
     picture, stem = _picture(image)
-    limits = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    limits: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     answer = _load(model, device, dtype, offline).ask(picture, text, mode=mode, **limits)
     files = answer.save(out, stem) if out is not None else []
     console.warn(answer.warnings)
@@ -200,6 +200,23 @@ def train(
     from lisaseg.train import run_recipe
 
     run_recipe(recipe, overrides or [], resume=resume, dry_run=dry_run)
+
+
+@app.command("eval")
+def evaluate(
+    data: Annotated[Path, typer.Option("--data", metavar="F", help="A lisaseg JSONL file.")],
+    model: ModelOption = DEFAULT_MODEL,
+    out: OutOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions asked together.")] = 8,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    offline: OfflineOption = False,
+) -> None:
+    """Score a model on your data: gIoU, cIoU, refusals."""
+    from lisaseg.apps.console import show_table
+    from lisaseg.apps.evaluate import evaluate_file, rows_of
+
+    show_table(["measure", "value"], rows_of(evaluate_file(_load(model, device, dtype, offline), data, out, batch_size)))
 
 
 @app.command()

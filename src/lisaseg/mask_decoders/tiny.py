@@ -40,6 +40,7 @@ class TinyMaskDecoder(nn.Module):
     """
 
     needs_pixels = False  # it reads the vision tower's maps
+    canvas = 416  # side of the vision tower's canvas, in pixels
 
     def __init__(self, prompt_width: int = 256) -> None:
         super().__init__()
@@ -55,12 +56,13 @@ class TinyMaskDecoder(nn.Module):
         self.up1 = nn.ConvTranspose2d(prompt_width, 64, 2, 2)
         self.skip1 = nn.Conv2d(128, 64, 1)
         self.up2 = nn.ConvTranspose2d(64, 32, 2, 2)
-        self.hyper = nn.Sequential(nn.Linear(prompt_width, 128), nn.GELU(), nn.Linear(128, 33))
+        last = nn.Linear(128, 33)
+        nn.init.zeros_(last.weight)  # training starts from the plain dot product
+        nn.init.zeros_(last.bias)
+        self.hyper = nn.Sequential(nn.Linear(prompt_width, 128), nn.GELU(), last)
         self.score = nn.Sequential(nn.Linear(prompt_width, 64), nn.GELU(), nn.Linear(64, 1))
         self.scale = nn.Parameter(torch.tensor(2.3))  # log
         self.bias = nn.Parameter(torch.tensor(-3.0))
-        nn.init.zeros_(self.hyper[2].weight)
-        nn.init.zeros_(self.hyper[2].bias)
 
     def encode(self, pixels: Tensor | None, maps: Any) -> Any:
         """Mask features of B images. This decoder shares the vision tower's maps, so nothing is computed."""
@@ -73,7 +75,7 @@ class TinyMaskDecoder(nn.Module):
             return prompts_NC.new_zeros((0, 104, 104), dtype=torch.float32), prompts_NC.new_zeros((0,), dtype=torch.float32)
         q_NC = F.normalize(prompts_NC.float(), dim=-1).to(dtype)
         index = image_index_N.tolist()
-        pixel, mid, half, fine = (m.unbind(0) for m in (maps.pixel, maps.mid, maps.half, maps.fine))
+        pixel, mid, fine = (m.unbind(0) for m in (maps.pixel, maps.mid, maps.fine))
         dots = torch.stack([torch.einsum("c,chw->hw", q, pixel[b]) for q, b in zip(q_NC.unbind(0), index, strict=True)])
         coarse = dots.float() * self.scale.exp() + self.bias  # (N, 52, 52)
 

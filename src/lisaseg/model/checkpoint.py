@@ -36,7 +36,7 @@ def trained_tensors(model: LisaModel) -> dict[str, Tensor]:
     for name, tensor in model.state_dict().items():
         if name.startswith(LANGUAGE) and "lora_" not in name:
             continue
-        out[name.replace(".default.weight", ".weight")] = tensor.detach().to(torch.float16)
+        out[name.replace(".default.weight", ".weight")] = tensor.detach().to(torch.float16).contiguous()  # a loaded trunk is channels-last
     return out
 
 
@@ -52,17 +52,28 @@ def merge_lora(model: LisaModel, tensors: dict[str, Tensor], rank: int, alpha: i
             other = name.replace("lora_A", "lora_B")
             if other not in tensors:
                 raise ModelLoadError(f"The adapter {other} is missing.", next_step="The file is incomplete: fetch it again.", code="tensor_missing")
-            weight = model.vlm.language_model.get_submodule(match.group(1)).weight
-            delta = tensors[other].float() @ a.float() * (alpha / rank)
-            if delta.shape != weight.shape:
+            weight, b = _weight(model, match.group(1), name), tensors[other]
+            if a.ndim != 2 or b.ndim != 2 or (a.shape[1], b.shape[0]) != (weight.shape[1], weight.shape[0]) or a.shape[0] != b.shape[1]:
                 raise ModelLoadError(
-                    f"The adapter {name} makes {tuple(delta.shape)}, the weight is {tuple(weight.shape)}.",
+                    f"The adapter {name} {tuple(a.shape)} with lora_B {tuple(b.shape)} does not fit the weight {tuple(weight.shape)}.",
                     next_step="Use the language model named in config.json.",
                     code="tensor_shape",
                 )
+            delta = b.float() @ a.float() * (alpha / rank)
             weight.copy_((weight.float() + delta).to(weight.dtype))
             used |= {name, other}
     return used
+
+
+def _weight(model: LisaModel, module: str, adapter: str) -> Tensor:
+    try:
+        return model.vlm.language_model.get_submodule(module).weight
+    except AttributeError:
+        raise ModelLoadError(
+            f"The adapter {adapter} belongs to no part of the language model.",
+            next_step="Use the language model named in config.json.",
+            code="tensor_unexpected",
+        ) from None
 
 
 def load_strict(model: LisaModel, tensors: dict[str, Tensor], source: Path) -> None:
@@ -70,11 +81,17 @@ def load_strict(model: LisaModel, tensors: dict[str, Tensor], source: Path) -> N
     own = {n: t for n, t in model.state_dict(keep_vars=True).items() if not n.startswith(LANGUAGE)}
     missing = sorted(set(own) - set(tensors))
     unexpected = sorted(set(tensors) - set(own))
-    shapes = [f"{n} is {tuple(tensors[n].shape)}, not {tuple(own[n].shape)}" for n in sorted(set(own) & set(tensors)) if own[n].shape != tensors[n].shape]
+    shapes = [
+        f"{n} is {tuple(tensors[n].shape)}, not {tuple(own[n].shape)}" for n in sorted(set(own) & set(tensors)) if own[n].shape != tensors[n].shape
+    ]
     problems = [f"missing: {n}" for n in missing] + [f"unexpected: {n}" for n in unexpected] + [f"wrong shape: {s}" for s in shapes]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise ModelLoadError(f"{source} does not fit the model ({shown}).", next_step="Fetch the file again, or use the config.json that belongs to it.", code="tensors")
+        raise ModelLoadError(
+            f"{source} does not fit the model ({shown}).",
+            next_step="Fetch the file again, or use the config.json that belongs to it.",
+            code="tensors",
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name].to(tensor.dtype))

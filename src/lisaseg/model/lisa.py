@@ -1,6 +1,7 @@
 """The heart of lisaseg: embedding-as-mask (LISA, arXiv 2308.00692).
 
-A vision-language model reads picture and instruction; the last-layer state behind each `[SEG]` goes through the seg head and prompts the mask decoder.
+A vision-language model reads picture and instruction; the last-layer state behind each `[SEG]` goes through the seg head and prompts the
+mask decoder.
 `forward` (training) and `generate` (asking) walk the same line: `encode_image` -> states -> `prompt_embeddings` -> `decode_masks`.
 Shapes: B images, Q conversations, T tokens, D hidden, N masks, C prompt width, H W pixels of the decoder's grid.
 """
@@ -76,16 +77,16 @@ class LisaModel(PreTrainedModel):  # type: ignore[misc]
 
     def encode_image(self, inputs: dict[str, Tensor]) -> ImageContext:
         """Preprocessed pictures, stacked -> tokens and maps; counted, so that tests can hold "once per image"."""
-        self.image_encodings += 1
+        self.image_encodings += len(next(iter(inputs.values())))
         return self.vlm.encode_image(inputs)
 
     def prompt_embeddings(self, states: Tensor) -> Tensor:
         """States behind `[SEG]` (N, D) -> prompt embeddings (N, C), float32. N = 0 is legal."""
-        return self.seg_head(states.to(self.seg_head[0].weight.dtype)).float()  # type: ignore[no-any-return]
+        return self.seg_head(states.to(next(self.seg_head.parameters()).dtype)).float()  # type: ignore[no-any-return]
 
     def encode_mask_features(self, context: ImageContext, pixels: Tensor | None = None) -> Any:
         """Mask features of B pictures; called only when a mask is needed, once per image."""
-        self.mask_encodings += 1
+        self.mask_encodings += len(context.tokens)
         return self.mask_decoder.encode(pixels, context.maps)  # type: ignore[operator]
 
     def decode_masks(self, features: Any, prompts: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +144,9 @@ class LisaModel(PreTrainedModel):  # type: ignore[misc]
 
         Each `Generation.states` holds, for each generated `[SEG]`, the state that the config's convention names.
         """
-        embeds = [self.vlm.embed(ids[None], context.tokens, torch.tensor([b]))[0] for ids, b in zip(prompts, image_index, strict=True)]
+        embeds = [
+            self.vlm.embed(ids[None], context.tokens, torch.tensor([b], device=ids.device))[0] for ids, b in zip(prompts, image_index, strict=True)
+        ]
         return self.vlm.generate(
             embeds,
             stop_id=stop_id,

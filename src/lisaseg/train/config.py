@@ -48,7 +48,8 @@ class DataConfig(_Strict):
     Attributes:
         pool: folder with COCO-format files and images/. files: name -> number of views (1 plain, 2 also an augmented one).
         weights: name -> relative sampling weight of its pictures; "cutouts" names the composites.
-        cutouts: folder of cut-outs or None. composites: how many pictures are pasted together. wordnet: `dict` folder. base: folder with base archives.
+        cutouts: folder of cut-outs or None. composites: how many pictures are pasted together. wordnet: `dict` folder or None (usual places).
+        nouns: how many of its nouns. base: folder with base archives.
     """
 
     pool: Path

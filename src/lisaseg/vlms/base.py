@@ -13,15 +13,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lisaseg.imaging import Placement
+
 SegState = Literal["emit", "at"]
 
 
 @dataclass
 class ImageContext:
-    """B encoded pictures. tokens (B, T_image, D) for the language model; maps: whatever the family's tower offers to the mask decoder."""
+    """B encoded pictures. tokens (B, T_image, D) for the language model; maps: what the family's tower offers to the mask decoder.
+
+    `maps` has `split() -> list` (one picture each) and the class method `join(list)`.
+    """
 
     tokens: Tensor
     maps: Any
+
+    def split(self) -> list[ImageContext]:
+        """One context for each picture."""
+        return [ImageContext(t[None], m) for t, m in zip(self.tokens, self.maps.split(), strict=True)]
+
+    @classmethod
+    def join(cls, contexts: Sequence[ImageContext]) -> ImageContext:
+        """The contexts of several pictures as one."""
+        if len(contexts) == 1:
+            return contexts[0]
+        return cls(torch.cat([c.tokens for c in contexts]), type(contexts[0].maps).join([c.maps for c in contexts]))
 
 
 @dataclass
@@ -50,13 +66,16 @@ class VisionLanguageModel(nn.Module):
     n_image_tokens: int
     hidden_size: int
 
-    def preprocess(self, rgb: np.ndarray) -> dict[str, Tensor]:
-        """uint8 (H, W, 3) -> tensors of one picture, without batch axis, for `encode_image`."""
+    def preprocess(self, rgb: np.ndarray) -> tuple[dict[str, Tensor], Placement]:
+        """uint8 (H, W, 3) -> tensors of one picture, without batch axis, for `encode_image`; and where the picture lies on the canvas."""
         raise NotImplementedError
 
     def encode_image(self, inputs: dict[str, Tensor]) -> ImageContext:
         """Stacked outputs of `preprocess` -> tokens and maps of B pictures."""
         raise NotImplementedError
+
+    def set_compute_dtype(self, dtype: torch.dtype) -> None:
+        """Put frozen towers into `dtype`; the language model comes in it already. Nothing by default."""
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         """Token ids (any shape) -> embeddings (..., D); image placeholders may give anything."""
@@ -103,49 +122,55 @@ class VisionLanguageModel(nn.Module):
             stop_id: token that ends an answer.
             seg_state: which state prompts the mask: the one that emitted `[SEG]` ("emit") or the one at its position ("at").
             ban: ids that are never generated. bias: id -> number added to its logit at the first new token only.
-            on_token: called with (row, id) for each new token, for streaming.
-            use_cache: False re-runs the whole prompt at each step; same result, for tests.
+            on_token: called with (row, id) for each new token.
+            use_cache: False re-runs the whole prompt at each step; same result, slower.
         """
         from transformers import DynamicCache
 
-        q, device = len(embeds), embeds[0].device
-        longest = max(len(e) for e in embeds)
-        prompt = torch.stack([torch.cat([e.new_zeros(longest - len(e), e.shape[-1]), e]) for e in embeds])  # left padding
-        mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in embeds], device=device)
-        rows = [Generation() for _ in range(q)]
-        pending: list[bool] = [False] * q  # a [SEG] whose own state is still to come ("at")
+        rows = [Generation() for _ in embeds]
+        feed, mask = left_pad(embeds)
         cache = DynamicCache() if use_cache else None
-        feed = prompt
+        waiting: list[int] = []  # rows whose last token is a [SEG] with its own state still to come ("at")
         for step in range(max_new_tokens + 1):
             position = (mask.cumsum(1) - 1).clamp(min=0)
             hidden = self.hidden_states(feed, mask, position[:, -feed.shape[1] :], cache)[:, -1]  # (Q, D)
-            for r in range(q):
-                if pending[r]:
-                    rows[r].states.append(hidden[r])
-                    pending[r] = False
+            for r in waiting:
+                rows[r].states.append(hidden[r])
+            waiting = []
             if step == max_new_tokens or all(row.finished for row in rows):
                 break
-            scores = self.logits(hidden).float()
-            if ban:
-                scores[:, list(ban)] = float("-inf")
-            if step == 0:
-                for token, value in (bias or {}).items():
-                    scores[:, token] += value
-            new = scores.argmax(-1)
+            new = self._choose(hidden, ban, bias if step == 0 else None)
             for r, token in enumerate(new.tolist()):
                 if rows[r].finished:
                     continue
                 rows[r].ids.append(token)
                 rows[r].finished = token == stop_id
-                if token == self.seg_token_id:
-                    if seg_state == "emit":
-                        rows[r].states.append(hidden[r])
-                    pending[r] = seg_state == "at"
+                if token == self.seg_token_id and seg_state == "emit":
+                    rows[r].states.append(hidden[r])
+                elif token == self.seg_token_id:
+                    waiting.append(r)
                 if on_token is not None:
                     on_token(r, token)
             if all(row.finished for row in rows):
                 break
             step_embeds = self.embed_ids(new)[:, None]
-            mask = torch.cat([mask, mask.new_ones(q, 1)], 1)
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
             feed = step_embeds if cache is not None else torch.cat([feed, step_embeds], 1)
         return rows
+
+    def _choose(self, hidden_QD: Tensor, ban: Sequence[int], bias: dict[int, float] | None) -> Tensor:
+        """The best next token of each row: (Q,)."""
+        scores = self.logits(hidden_QD).float()
+        if ban:
+            scores[:, list(ban)] = float("-inf")
+        for token, value in (bias or {}).items():
+            scores[:, token] += value
+        return scores.argmax(-1)
+
+
+def left_pad(embeds: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Prompts (T_q, D) of different lengths -> (Q, T, D) with zeros in front and a mask (Q, T) of 0 and 1."""
+    longest = max(len(e) for e in embeds)
+    padded = torch.stack([torch.cat([e.new_zeros(longest - len(e), e.shape[-1]), e]) for e in embeds])
+    mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in embeds], device=padded.device)
+    return padded, mask

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lisaseg.imaging import fit_longest_side
+from lisaseg.imaging import Placement, fit_longest_side
 from lisaseg.vlms.base import ImageContext, VisionLanguageModel
 from lisaseg.vlms.tiny_vision import TinyVision
 
@@ -39,14 +39,18 @@ class TinyVLM(VisionLanguageModel):
         """Side of the square canvas in pixels."""
         return self.vision.canvas
 
-    def preprocess(self, rgb: np.ndarray) -> dict[str, Tensor]:
-        """uint8 (H, W, 3) -> pixels (3, 416, 416) in [0, 1] and valid (2,)."""
+    def preprocess(self, rgb: np.ndarray) -> tuple[dict[str, Tensor], Placement]:
+        """uint8 (H, W, 3) -> pixels (3, 416, 416) in [0, 1] and valid (2,); and the placement."""
         canvas, placement = fit_longest_side(rgb, self.vision.canvas)
-        return {"pixels": torch.from_numpy(canvas).permute(2, 0, 1).float() / 255, "valid": torch.tensor(placement.valid_fraction, dtype=torch.float32)}
+        pixels = torch.from_numpy(canvas).permute(2, 0, 1).float() / 255
+        return {"pixels": pixels, "valid": torch.tensor(placement.valid_fraction, dtype=torch.float32)}, placement
 
     def encode_image(self, inputs: dict[str, Tensor]) -> ImageContext:
         maps = self.vision.maps(inputs["pixels"], inputs["valid"])
         return ImageContext(self.vision.tokens(maps), maps)
+
+    def set_compute_dtype(self, dtype: torch.dtype) -> None:
+        self.vision.trunk.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         table = self.language_model.get_input_embeddings()

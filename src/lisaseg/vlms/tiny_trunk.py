@@ -48,7 +48,10 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite2(nn.Module):
-    """ImageNet-1k classifier run densely. `forward(pixels)` with (B, 3, S, S) in [0, 1] -> features of strides 4, 8, 16, 32 and class logits (B, 1000, S/32, S/32)."""
+    """ImageNet-1k classifier run densely.
+
+    `forward(pixels)`: (B, 3, S, S) in [0, 1] -> features of strides 4, 8, 16, 32 and class logits (B, 1000, S/32, S/32).
+    """
 
     channels = (24, 48, 120, 352)
 
@@ -77,7 +80,10 @@ class EfficientNetLite2(nn.Module):
 
 
 class YoloTiny(nn.Module):
-    """YOLOv3-tiny. `forward(pixels)` with (B, 3, 416, 416) in [0, 1] -> features of strides 4, 8, 16, 32 and the two raw heads (B, 255, 13, 13), (B, 255, 26, 26)."""
+    """YOLOv3-tiny.
+
+    `forward(pixels)`: (B, 3, 416, 416) in [0, 1] -> features of strides 4, 8, 16, 32 and the raw heads (B, 255, 13, 13), (B, 255, 26, 26).
+    """
 
     channels = (64, 128, 256, 768)
     _plan = ((3, 16), (16, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, 1024))
@@ -149,7 +155,10 @@ def detections(head13: Tensor, head26: Tensor, k: int = 48, floor: float = 0.03)
 
 
 def class_map(boxes: Tensor, scores: Tensor, grid: int = 52) -> Tensor:
-    """Draw detections as soft ellipses: boxes (B, K, 4), scores (B, K, 80) -> (B, 80, grid, grid) in [0, 1], the best score of each class at each cell."""
+    """Draw detections as soft ellipses: the best score of each class at each cell.
+
+    boxes (B, K, 4), scores (B, K, 80) -> (B, 80, grid, grid) in [0, 1].
+    """
     centre = (torch.arange(grid, dtype=boxes.dtype, device=boxes.device) + 0.5) / grid
     dx = (centre[None, None, :] - boxes[..., 0:1]) / (boxes[..., 2:3] / 2).clamp(min=0.5 / grid)  # (B, K, grid)
     dy = (centre[None, None, :] - boxes[..., 1:2]) / (boxes[..., 3:4] / 2).clamp(min=0.5 / grid)

@@ -7,7 +7,8 @@ Shapes: B images, C = 256 noun space, V names of the vocabulary, T visual tokens
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,16 @@ class TinyMaps:
     half: Tensor
     fine: Tensor
     valid: Tensor
+
+    def split(self) -> list[TinyMaps]:
+        """One for each picture."""
+        parts = [getattr(self, f.name).split(1) for f in fields(self)]
+        return [TinyMaps(*row) for row in zip(*parts, strict=True)]
+
+    @classmethod
+    def join(cls, maps: Sequence[TinyMaps]) -> TinyMaps:
+        """Maps of several pictures as one."""
+        return cls(*(torch.cat([getattr(m, f.name) for m in maps]) for f in fields(cls)))
 
 
 def _block(channels: int) -> nn.Sequential:
@@ -116,11 +127,12 @@ class TinyProjector(nn.Module):
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.nouns = nn.Sequential(nn.Linear(WIDTH, 1024), nn.GELU(), nn.Linear(1024, hidden))
-        self.context = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, hidden))
+        linear = nn.Linear(WIDTH, hidden)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        self.context = nn.Sequential(nn.LayerNorm(WIDTH), linear)
         self.position = nn.Parameter(torch.randn(TOKEN_GRID**2, hidden) * 0.02)
         self.gain = nn.Parameter(torch.tensor(0.1))  # SmolLM2's embeddings are small (std 0.1)
-        nn.init.zeros_(self.context[1].weight)
-        nn.init.zeros_(self.context[1].bias)
 
     def forward(self, noun_T: Tensor, context_T: Tensor | None = None) -> Tensor:
         """noun_T (B, T, 256) mixtures of noun vectors, context_T (B, T, 256) or None -> (B, T, hidden)."""

@@ -1,0 +1,99 @@
+"""From a preset or folder to a complete model: config, language model, trained tensors, adapters merged, everything checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from lisaseg.errors import ModelLoadError, UsageError
+from lisaseg.model.checkpoint import LANGUAGE, load_language_model, load_strict, merge_lora
+from lisaseg.model.config import LisaConfig
+from lisaseg.model.lisa import LisaModel
+from lisaseg.tokenization import TextTokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(device: str) -> torch.device:
+    """ "auto" -> cuda, mps or cpu; UsageError if the device is unknown or not there."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"Unknown device {device!r}.", next_step="Use auto, cpu, cuda, cuda:1 or mps.") from None
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(chosen.type, False):
+        raise UsageError(f"The device {device!r} is not available here.", next_step="Use --device cpu, or see `lisaseg doctor`.")
+    return chosen
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto" -> bfloat16 where it is computed in hardware, else float32."""
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise UsageError(f"Unknown dtype {dtype!r}.", next_step=f"Use auto, {', '.join(DTYPES)}.")
+        return DTYPES[dtype]
+    if device.type == "cpu":
+        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def model_folder(name: str | Path) -> Path:
+    """Folder with config.json and model.safetensors of a preset or path."""
+    from lisaseg import store
+
+    path = Path(name)
+    if path.is_dir() or (len(path.parts) > 1 and not any(p.name == str(name) for p in store.presets())):
+        for file in ("config.json", "model.safetensors"):
+            if not (path / file).is_file():
+                raise ModelLoadError(
+                    f"{path} is not a lisaseg model: {file} is missing.",
+                    next_step="Give a folder with config.json and model.safetensors, or a name of `lisaseg models list`.",
+                    code="not_a_model",
+                )
+        return path
+    return store.preset_dir(str(name))
+
+
+def _read_config(folder: Path) -> LisaConfig:
+    try:
+        values: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if values.get("model_type") != LisaConfig.model_type:
+            raise ValueError(f"model_type is {values.get('model_type')!r}, not {LisaConfig.model_type!r}")
+        return LisaConfig(**{k: v for k, v in values.items() if k not in ("model_type", "transformers_version")})
+    except (ValueError, TypeError, UnicodeDecodeError) as error:
+        raise ModelLoadError(
+            f"{folder / 'config.json'} cannot be used: {error}.", next_step="Fetch the folder again.", code="config_wrong"
+        ) from error
+
+
+def load_model(name: str | Path, dtype: torch.dtype, offline: bool = False) -> tuple[LisaModel, TextTokenizer]:
+    """The model of a preset or folder on the CPU, complete, adapters merged; language model and trunk in `dtype`, the rest in float32."""
+    folder = model_folder(name)
+    config = _read_config(folder)
+    file = folder / "model.safetensors"
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadError(f"{file} is damaged: {error}.", next_step="Fetch it again.", code="weights_damaged") from error
+    if config.language_model is None:
+        raise ModelLoadError(f"{folder / 'config.json'} names no language_model.", next_step="Fetch the folder again.", code="config_wrong")
+    language_model, language_folder = load_language_model(config.language_model, dtype, offline)
+    model = LisaModel(config, language_model)
+    lora = config.lora or {"rank": 1, "alpha": 1}
+    used = merge_lora(model, tensors, int(lora["rank"]), int(lora["alpha"]))
+    stray = [n for n in tensors if n.startswith(LANGUAGE) and n not in used]
+    if stray:
+        raise ModelLoadError(f"{file} holds {stray[0]}, which no part of the model takes.", next_step="Fetch it again.", code="tensors")
+    load_strict(model, {n: t for n, t in tensors.items() if n not in used}, file)
+    model.requires_grad_(False)
+    model.vlm.set_compute_dtype(dtype)
+    return model.eval(), TextTokenizer(language_folder, model.vlm.seg_token_id, model.vlm.image_token_id)

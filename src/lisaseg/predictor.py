@@ -1,0 +1,274 @@
+"""The one entrance: `load` a model, `ask` it, `chat` with it. Command line, service, page and evaluation all come through here.
+
+A picture is opened and encoded once and kept (a few of them, by content), so a second question about it costs no encoding; masks are decoded only for
+`[SEG]` tokens that were generated in this turn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lisaseg import prompts
+from lisaseg.chat import Conversation, get_template, render, spans
+from lisaseg.errors import InstructionError, UsageError
+from lisaseg.imaging import ImageSource, Picture, Placement, open_image
+from lisaseg.model.lisa import LisaModel
+from lisaseg.tokenization import TextTokenizer, clean_instruction
+from lisaseg.types import MODES, Answer, Mode, Segment, Status, Turn
+from lisaseg.vlms.base import Generation, ImageContext
+
+DEFAULT_NEW_TOKENS = 64
+REMEMBERED_PICTURES = 8
+
+
+def load(
+    name: str | Path = "lisa-tiny", *, device: str = "auto", dtype: str = "auto", quantize: str | None = None, offline: bool = False
+) -> Predictor:
+    """Load a model completely, or raise.
+
+    Args:
+        name: preset ("lisa-tiny") or folder with config.json and model.safetensors.
+        device: "auto" (cuda, mps, else cpu) or a torch device.
+        dtype: "auto" (bfloat16 where the hardware computes in it, else float32), "float32", "bfloat16", "float16". Mask decoding stays in float32.
+        quantize: None; "8bit" and "4bit" are for the large models.
+        offline: open no network connection.
+
+    Raises:
+        ModelLoadError: not found, not fetched, incomplete; names the file or tensor.
+        UsageError: unknown name or option.
+    """
+    from lisaseg.model.assemble import load_model, pick_device, pick_dtype
+
+    if quantize is not None:
+        raise UsageError(f"quantize={quantize!r} is not available for lisa-tiny: it is small already.", next_step="Leave quantize out.")
+    where = pick_device(device)
+    model, tokenizer = load_model(name, pick_dtype(dtype, where), offline)
+    return Predictor(model.to(where), tokenizer, name=str(name))
+
+
+@dataclass
+class Encoded:
+    """A picture that the model has looked at. features: mask features, made when the first mask is needed."""
+
+    picture: Picture
+    placement: Placement
+    context: ImageContext
+    features: Any = field(default=None)
+
+
+@dataclass
+class _Job:
+    """One question on its way: encoded picture, conversation with an open turn, mode, prompt ids."""
+
+    encoded: Encoded
+    conversation: Conversation
+    mode: Mode
+    ids: list[int]
+    instruction: str
+
+
+class Predictor:
+    """A loaded model that answers questions about pictures. Get one from `lisaseg.load`."""
+
+    def __init__(self, model: LisaModel, tokenizer: TextTokenizer, name: str) -> None:
+        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self.template = get_template(model.config.chat_template)
+        self.stop_id = tokenizer.special(self.template.end)
+        self._remembered: OrderedDict[str, Encoded] = OrderedDict()
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """How often the costly parts ran since loading: image_encodings, mask_encodings (both in pictures)."""
+        return {"image_encodings": self.model.image_encodings, "mask_encodings": self.model.mask_encodings}
+
+    def ask(
+        self,
+        image: ImageSource,
+        text: str,
+        *,
+        mode: Mode = "auto",
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Ask one question about one picture.
+
+        Args:
+            image: path, bytes, PIL image, or uint8 (H, W, 3).
+            text: the instruction.
+            mode: "auto" the model decides; "segment" a mask or a stated no_target; "explain" mask and reason; "text" words only.
+            max_new_tokens: length limit of the answer.
+            on_text: called with the raw text so far after each token, for streaming.
+
+        Raises:
+            ImageError, InstructionError: the input cannot be used.
+        """
+        return self.chat(image).ask(text, mode=mode, max_new_tokens=max_new_tokens, on_text=on_text)
+
+    def ask_batch(self, pairs: Sequence[tuple[ImageSource, str]], *, mode: Mode = "auto", max_new_tokens: int = DEFAULT_NEW_TOKENS) -> list[Answer]:
+        """Ask many questions together: equal to a loop of `ask`, and faster. Answers come in the order of `pairs`."""
+        if not pairs:
+            return []
+        encoded = self.encode([open_image(image) for image, _ in pairs])
+        jobs = [self._job(e, Conversation(), text, mode, max_new_tokens) for e, (_, text) in zip(encoded, pairs, strict=True)]
+        return [answer for _, answer in self._answer(jobs, max_new_tokens)]
+
+    def chat(self, image: ImageSource) -> Chat:
+        """Start a conversation about a picture; it is opened now and encoded at the first question."""
+        return Chat(self, open_image(image))
+
+    def encode(self, pictures: Sequence[Picture]) -> list[Encoded]:
+        """Encode pictures that are not remembered, together; each content once."""
+        new = {p.digest: p for p in pictures if p.digest not in self._remembered}
+        found = {p.digest: self._remembered[p.digest] for p in pictures if p.digest in self._remembered}
+        if new:
+            ready = [self.model.vlm.preprocess(p.rgb) for p in new.values()]
+            inputs = {k: torch.stack([r[0][k] for r in ready]).to(self.model.device) for k in ready[0][0]}
+            with torch.inference_mode():
+                contexts = self.model.encode_image(inputs).split()
+            for (digest, picture), (_, placement), context in zip(new.items(), ready, contexts, strict=True):
+                found[digest] = Encoded(picture, placement, context)
+        for digest, entry in found.items():
+            self._remembered[digest] = entry
+            self._remembered.move_to_end(digest)
+        while len(self._remembered) > REMEMBERED_PICTURES:
+            self._remembered.popitem(last=False)
+        return [found[p.digest] for p in pictures]
+
+    def _job(self, encoded: Encoded, conversation: Conversation, text: str, mode: Mode, max_new_tokens: int) -> _Job:
+        if mode not in MODES:
+            raise UsageError(f"Unknown mode {mode!r}.", next_step=f"Use one of: {', '.join(MODES)}.")
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {max_new_tokens}.", next_step="Use 1 or more.")
+        instruction = clean_instruction(text)
+        longer = conversation.ask(prompts.with_mode(instruction, mode))
+        ids = self.tokenizer.encode(render(longer, self.template), self.model.vlm.n_image_tokens).ids
+        limit = int(self.model.vlm.language_model.config.max_position_embeddings)
+        if len(ids) + max_new_tokens > limit:
+            raise InstructionError(
+                f"The conversation has {len(ids):,} tokens; with {max_new_tokens} for the answer the limit is {limit:,}.",
+                next_step="Shorten the instruction or start a new chat.",
+                code="prompt_too_long",
+            )
+        return _Job(encoded, longer, mode, ids, instruction)
+
+    def _answer(self, jobs: Sequence[_Job], max_new_tokens: int, on_text: Callable[[str], None] | None = None) -> list[tuple[Conversation, Answer]]:
+        """Generate, decode masks, build answers: the whole line for several questions at once. All jobs have one mode."""
+        start = time.perf_counter()
+        with torch.inference_mode():
+            rows = self._generate(jobs, max_new_tokens, on_text)
+            forced = [k for k, row in enumerate(rows) if jobs[k].mode in ("segment", "explain") and not row.states and not self._refuses(row)]
+            if forced:  # a mask was asked for and neither given nor refused: open the answer for the model
+                for k, row in zip(forced, self._generate([jobs[k] for k in forced], max_new_tokens, on_text, prompts.FORCED_OPENING), strict=True):
+                    rows[k] = row
+            generated = time.perf_counter()
+            masks = [self._masks(job.encoded, row) for job, row in zip(jobs, rows, strict=True)]
+        done = time.perf_counter()
+        times = {"generate": 1e3 * (generated - start), "mask": 1e3 * (done - generated)}
+        return [self._build(job, row, *m, times) for job, row, m in zip(jobs, rows, masks, strict=True)]
+
+    def _generate(
+        self, jobs: Sequence[_Job], max_new_tokens: int, on_text: Callable[[str], None] | None = None, opening: str = ""
+    ) -> list[Generation]:
+        """Generate answers; `opening` is put in the model's mouth, and a `[SEG]` at its end counts as generated."""
+        tokenizer, device = self.tokenizer, self.model.device
+        head = tokenizer.encode([("answer", opening)], 0).ids if opening else []
+        prompt = [torch.tensor(job.ids + head, device=device) for job in jobs]
+        context = ImageContext.join([job.encoded.context for job in jobs])
+        sofar: list[int] = list(head)
+
+        def on_token(row: int, token: int) -> None:
+            if on_text is not None and row == 0 and token != self.stop_id:
+                sofar.append(token)
+                on_text(tokenizer.decode(sofar))
+
+        text_only = jobs[0].mode == "text"
+        bias = {} if text_only else {tokenizer.plain(prompts.NO_TARGET)[0]: float(self.model.config.refusal_bias)}
+        if opening:
+            bias = {tokenizer.seg_id: 1e6}
+        rows = self.model.generate_answers(
+            prompt,
+            context,
+            range(len(jobs)),
+            stop_id=self.stop_id,
+            max_new_tokens=max_new_tokens,
+            ban=[tokenizer.seg_id] if text_only else [],
+            bias=bias,
+            on_token=on_token,
+        )
+        for row in rows:
+            row.ids[:0] = head
+        return rows
+
+    def _refuses(self, row: Generation) -> bool:
+        return self.tokenizer.decode(row.ids).startswith(prompts.NO_TARGET_PREFIX)
+
+    def _masks(self, encoded: Encoded, row: Generation) -> tuple[list[np.ndarray], list[float | None]]:
+        """Masks (H, W) bool at the picture's size and scores; nothing is encoded or decoded for an answer without `[SEG]`."""
+        if not row.states:
+            return [], []
+        if encoded.features is None:
+            encoded.features = self.model.encode_mask_features(encoded.context)
+        states = torch.stack(row.states)
+        index = torch.zeros(len(states), dtype=torch.long, device=states.device)
+        logits, scores = self.model.decode_masks(encoded.features, self.model.prompt_embeddings(states), index)
+        # one at a time: at the picture's own size a mask of logits can be large
+        masks = [encoded.placement.undo(one[None].cpu())[0].gt(0).numpy() for one in logits]
+        return masks, [None if s != s else round(float(s), 4) for s in scores.tolist()]
+
+    def _build(
+        self, job: _Job, row: Generation, masks: list[np.ndarray], scores: list[float | None], times: dict[str, float]
+    ) -> tuple[Conversation, Answer]:
+        ids = row.ids[:-1] if row.ids and row.ids[-1] == self.stop_id else row.ids
+        raw = self.tokenizer.decode(ids).strip()
+        text, places, phrases = spans(raw)
+        segments = tuple(Segment.from_mask(k, m, places[k], scores[k], phrases[k]) for k, m in enumerate(masks))
+        status: Status = "masks" if segments else "no_mask_requested"
+        if not segments and job.mode != "text" and raw.startswith(prompts.NO_TARGET_PREFIX):
+            status = "no_target"
+        if not row.finished:
+            status = "truncated"
+        picture = job.encoded.picture
+        usage = {"prompt_tokens": len(job.ids), "completion_tokens": len(row.ids), "image_tokens": self.model.vlm.n_image_tokens}
+        answer = Answer(
+            text, raw, status, segments, picture.size, job.instruction, self.name, picture.rgb, dict(times), usage, tuple(picture.warnings)
+        )
+        turn = Turn(job.conversation.turns[-1].instruction, raw, tuple(np.zeros((1, 1), np.uint8) for _ in segments))
+        return job.conversation.answer(turn), answer
+
+
+class Chat:
+    """A conversation about one picture. `turns` are the answers so far, oldest first."""
+
+    def __init__(self, predictor: Predictor, picture: Picture) -> None:
+        self.predictor, self.picture = predictor, picture
+        self.conversation = Conversation()
+        self.turns: list[Answer] = []
+
+    def ask(
+        self, text: str, *, mode: Mode = "auto", max_new_tokens: int = DEFAULT_NEW_TOKENS, on_text: Callable[[str], None] | None = None
+    ) -> Answer:
+        """Ask the next question; the model reads all earlier turns. If it fails, the chat is as it was."""
+        predictor = self.predictor
+        start = time.perf_counter()
+        clean_instruction(text)  # before the picture is encoded
+        encoded = predictor.encode([self.picture])[0]
+        spent = 1e3 * (time.perf_counter() - start)
+        job = predictor._job(encoded, self.conversation, text, mode, max_new_tokens)
+        conversation, answer = predictor._answer([job], max_new_tokens, on_text)[0]
+        answer.timings_ms["encode"] = spent  # type: ignore[index]
+        self.conversation = conversation
+        self.turns.append(answer)
+        return answer
+
+    def undo(self) -> Answer | None:
+        """Forget the last turn and return it; None if there is none."""
+        self.conversation = self.conversation.undo()
+        return self.turns.pop() if self.turns else None

@@ -1,0 +1,177 @@
+"""What every vision-language family must hold. A new family: register it, add a builder below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tests.tiny_random import encode_pictures, noise
+from torch import Tensor
+
+from lisaseg.model.lisa import LisaModel
+from lisaseg.tokenization import TextTokenizer
+from lisaseg.vlms import VLMS
+from lisaseg.vlms.base import Generation, ImageContext, VisionLanguageModel
+
+Taught = tuple[LisaModel, TextTokenizer]
+# name -> a small model of that family with random weights, in eval mode
+BUILDERS: dict[str, Callable[[Taught], LisaModel]] = {"tiny": lambda taught: taught[0]}
+NEVER = -7  # a stop id that is never generated
+
+
+@pytest.fixture(scope="module", params=VLMS.names())
+def model(request: pytest.FixtureRequest, taught: Taught) -> LisaModel:
+    assert request.param in BUILDERS, f"tests/contracts/test_vlms.py has no builder for the family {request.param!r}: add one to BUILDERS"
+    return BUILDERS[request.param](taught)
+
+
+@pytest.fixture(scope="module")
+def vlm(model: LisaModel) -> VisionLanguageModel:
+    return model.vlm
+
+
+@pytest.fixture(scope="module")
+def context(model: LisaModel) -> ImageContext:
+    return encode_pictures(model, [noise(1), noise(2, 90, 30)])
+
+
+def words(vlm: VisionLanguageModel, n: int, seed: int = 0) -> Tensor:
+    """n ordinary token ids."""
+    return torch.randint(3, vlm.seg_token_id, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+def prompt(vlm: VisionLanguageModel, context: ImageContext, picture: int, n: int, seed: int = 0) -> Tensor:
+    """Embeddings of 3 words, the picture, n words: (T, D)."""
+    ids = torch.cat([words(vlm, 3), torch.full((vlm.n_image_tokens,), vlm.image_token_id), words(vlm, n, seed)])
+    return vlm.embed(ids[None], context.tokens, torch.tensor([picture]))[0].detach()
+
+
+def generate(vlm: VisionLanguageModel, prompts: list[Tensor], **options: object) -> list[Generation]:
+    settings = {"stop_id": NEVER, "max_new_tokens": 5, "bias": {vlm.seg_token_id: 1e6}, **options}
+    return vlm.generate(prompts, **settings)  # type: ignore[arg-type]
+
+
+def same(first: list[Generation], second: list[Generation]) -> None:
+    assert [(row.ids, row.finished) for row in first] == [(row.ids, row.finished) for row in second]
+    for a, b in zip(first, second, strict=True):
+        assert len(a.states) == len(b.states)
+        for x, y in zip(a.states, b.states, strict=True):
+            torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-3)
+
+
+def test_names_what_it_is(vlm: VisionLanguageModel) -> None:
+    assert vlm.family in VLMS.names()
+    assert vlm.seg_token_id != vlm.image_token_id and min(vlm.hidden_size, vlm.n_image_tokens) > 0
+
+
+def test_preprocess_keeps_the_way_back(model: LisaModel, vlm: VisionLanguageModel) -> None:
+    for rgb in (noise(0, 1, 1), noise(0, 3, 200), noise(0, 200, 3), noise(0, 33, 47)):
+        inputs, placement = vlm.preprocess(rgb)
+        assert placement.original_hw == rgb.shape[:2]
+        assert placement.canvas == model.mask_decoder.canvas, "masks and pixels must speak of one canvas"
+        assert all(torch.isfinite(value).all() for value in inputs.values())
+        again, _ = vlm.preprocess(rgb)
+        assert all(torch.equal(inputs[key], again[key]) for key in inputs)
+
+
+def test_pictures_encode_alike_alone_and_together(model: LisaModel, context: ImageContext) -> None:
+    assert context.tokens.shape == (2, model.vlm.n_image_tokens, model.vlm.hidden_size)
+    for one, rgb in zip(context.split(), (noise(1), noise(2, 90, 30)), strict=True):
+        torch.testing.assert_close(encode_pictures(model, [rgb]).tokens, one.tokens, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(context.tokens[0], context.tokens[1], atol=1e-4), "different pictures, different tokens"
+
+
+def test_joining_the_split_is_the_same_context(context: ImageContext) -> None:
+    parts = context.split()
+    for joined in (ImageContext.join(parts), ImageContext.join([*reversed(parts)]).split()[1]):
+        n = len(joined.tokens)
+        assert torch.equal(joined.tokens, context.tokens[:n])
+    joined, turned = ImageContext.join(parts), ImageContext.join([parts[1], parts[0]])
+    for name, value in vars(context.maps).items():
+        assert torch.equal(getattr(joined.maps, name), value)
+        assert torch.equal(getattr(turned.maps, name), value.flip(0))
+
+
+def test_image_tokens_stand_in_their_slot_and_nothing_else_moves(vlm: VisionLanguageModel, context: ImageContext) -> None:
+    n, text = vlm.n_image_tokens, words(vlm, 8)
+    ids = torch.stack([torch.cat([text[:k], torch.full((n,), vlm.image_token_id), text[k:]]) for k in (0, 3, 8)])
+    ids[:, -1] = torch.where(ids[:, -1] == vlm.image_token_id, ids[:, -1], vlm.seg_token_id)
+    embeds = vlm.embed(ids, context.tokens, torch.tensor([1, 0, 1]))
+    for row, (k, picture) in enumerate([(0, 1), (3, 0), (8, 1)]):
+        assert torch.equal(embeds[row, k : k + n], context.tokens[picture].to(embeds.dtype))
+        assert torch.equal(embeds[row, :k], vlm.embed_ids(ids[row, :k]))
+        assert torch.equal(embeds[row, k + n :], vlm.embed_ids(ids[row, k + n :]))
+
+
+def test_rows_with_and_without_a_picture_may_be_mixed(vlm: VisionLanguageModel, context: ImageContext) -> None:
+    n = vlm.n_image_tokens
+    ids = torch.stack([words(vlm, n + 2), torch.cat([words(vlm, 2), torch.full((n,), vlm.image_token_id)])])
+    embeds = vlm.embed(ids, context.tokens, torch.tensor([0, 1]))
+    assert torch.equal(embeds[0], vlm.embed_ids(ids[0]))
+    assert torch.equal(embeds[1, 2:], context.tokens[1].to(embeds.dtype))
+
+
+@pytest.mark.parametrize("excess", [-1, 1])
+def test_a_slot_of_the_wrong_size_is_refused(vlm: VisionLanguageModel, context: ImageContext, excess: int) -> None:
+    ids = torch.cat([words(vlm, 2), torch.full((vlm.n_image_tokens + excess,), vlm.image_token_id)])
+    with pytest.raises(ValueError, match="image slots"):
+        vlm.embed(ids[None], context.tokens, torch.tensor([0]))
+
+
+def test_scores_are_finite_and_cover_seg(vlm: VisionLanguageModel, context: ImageContext) -> None:
+    with torch.no_grad():
+        hidden = vlm.hidden_states(prompt(vlm, context, 0, 4)[None], None, None)
+        scores = vlm.logits(hidden)
+    assert torch.isfinite(scores).all() and hidden.shape[-1] == vlm.hidden_size
+    assert scores.shape[:2] == hidden.shape[:2] and scores.shape[2] > vlm.seg_token_id
+
+
+@pytest.mark.parametrize("seg_state", ["emit", "at"])
+def test_cache_changes_nothing(vlm: VisionLanguageModel, context: ImageContext, seg_state: str) -> None:
+    prompts = [prompt(vlm, context, 0, 5), prompt(vlm, context, 1, 9, seed=1)]
+    runs = [generate(vlm, prompts, seg_state=seg_state, use_cache=cache) for cache in (True, False)]
+    same(*runs)
+    assert all(row.ids[0] == vlm.seg_token_id and row.states for row in runs[0])
+
+
+@pytest.mark.parametrize("seg_state", ["emit", "at"])
+def test_a_batch_is_a_loop(vlm: VisionLanguageModel, context: ImageContext, seg_state: str) -> None:
+    prompts = [prompt(vlm, context, k % 2, n, seed=k) for k, n in enumerate((5, 1, 14, 5))]
+    same(generate(vlm, prompts, seg_state=seg_state), [generate(vlm, [p], seg_state=seg_state)[0] for p in prompts])
+
+
+@pytest.mark.parametrize("seg_state", ["emit", "at"])
+@pytest.mark.parametrize("length", [1, 4])
+def test_states_are_those_that_the_convention_names(vlm: VisionLanguageModel, context: ImageContext, seg_state: str, length: int) -> None:
+    start = prompt(vlm, context, 0, 6)
+    row = generate(vlm, [start], seg_state=seg_state, max_new_tokens=length)[0]
+    places = [k for k, token in enumerate(row.ids) if token == vlm.seg_token_id]
+    assert len(row.states) == len(places) >= 1
+    with torch.no_grad():
+        whole = torch.cat([start, vlm.embed_ids(torch.tensor(row.ids))])
+        hidden = vlm.hidden_states(whole[None], None, None)[0]
+    for state, k in zip(row.states, places, strict=True):
+        torch.testing.assert_close(state, hidden[len(start) + k - (seg_state == "emit")], atol=1e-4, rtol=1e-3)
+
+
+def test_length_limit_stop_and_callback(vlm: VisionLanguageModel, context: ImageContext) -> None:
+    prompts = [prompt(vlm, context, 0, 5), prompt(vlm, context, 1, 3, seed=2)]
+    heard: list[tuple[int, int]] = []
+    free = generate(vlm, prompts, bias=None, on_token=lambda row, token: heard.append((row, token)))
+    assert all(len(row.ids) == 5 and not row.finished for row in free)
+    assert [[t for r, t in heard if r == k] for k in (0, 1)] == [row.ids for row in free]
+    stop = free[0].ids[2]
+    stopped = generate(vlm, prompts, bias=None, stop_id=stop)
+    assert stopped[0].finished and stopped[0].ids == free[0].ids[: free[0].ids.index(stop) + 1], "the stop token is kept and ends the row"
+    same(stopped, [generate(vlm, [p], bias=None, stop_id=stop)[0] for p in prompts])
+
+
+def test_bans_hold_and_bias_counts_once(vlm: VisionLanguageModel, context: ImageContext) -> None:
+    start = [prompt(vlm, context, 0, 5)]
+    free = generate(vlm, start, bias=None)[0]
+    banned = generate(vlm, start, bias={free.ids[0]: 1e6}, ban=[free.ids[0], vlm.seg_token_id])[0]
+    assert free.ids[0] not in banned.ids and not banned.states
+    other = (free.ids[0] + 1) % vlm.seg_token_id
+    assert generate(vlm, start, bias={other: 1e6})[0].ids[0] == other
+    assert generate(vlm, start, bias={other: 1e6}, max_new_tokens=4)[0].ids[1:] != [other] * 3
