@@ -34,10 +34,13 @@ check: setup
 	@$(BIN)/lisaseg --help > /dev/null
 	@echo "check: ruff, format, mypy, import order, budgets, command line: fine"
 
+# The tests open no connection, so what they need is fetched before.
 test: setup
+	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
 	@$(BIN)/python -m pytest -q --no-header
 
 test-long: setup
+	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
 	@$(BIN)/python -m pytest -q --no-header -m long
 
 bench: setup

@@ -265,7 +265,9 @@ def test_config_survives_json(tmp_path: Path) -> None:
     assert again.to_dict() == config.to_dict()
 
 
-@pytest.mark.parametrize(("device", "dtype"), [("abacus", "auto"), ("cpu", "float8"), ("cuda:99" if not torch.cuda.is_available() else "mps", "auto")])
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("abacus", "auto"), ("cpu", "float8"), ("cuda:99" if not torch.cuda.is_available() else "mps", "auto")]
+)
 def test_unknown_devices_and_dtypes_are_usage_errors(device: str, dtype: str) -> None:
     with pytest.raises(UsageError):
         assemble.pick_dtype(dtype, assemble.pick_device(device))

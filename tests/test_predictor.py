@@ -17,10 +17,16 @@ from lisaseg.chat import MAX_TURNS
 from lisaseg.errors import ImageError, InstructionError, UsageError
 from lisaseg.model import assemble
 from lisaseg.model.lisa import LisaModel
-from lisaseg.predictor import REMEMBERED_PICTURES, Predictor
+from lisaseg.predictor import Predictor
 from lisaseg.prompts import NO_TARGET
 from lisaseg.tokenization import TextTokenizer
 from lisaseg.types import MODES, SEG_TEXT, Answer
+
+
+@pytest.fixture(scope="module")
+def warm(taught: tuple[LisaModel, TextTokenizer]) -> Predictor:
+    """A predictor that keeps its pictures from test to test; for tests that count nothing."""
+    return Predictor(*taught, "random")
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -70,10 +76,10 @@ def test_a_batch_is_a_loop(predictor: Predictor) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_batch_is_a_loop_in_every_mode(predictor: Predictor, mode: str) -> None:
+def test_a_batch_is_a_loop_in_every_mode(warm: Predictor, mode: str) -> None:
     pairs = [(noise(k % 2), question) for k, question in enumerate((ONE, GREETING, ABSENT))]
-    for answer, pair in zip(predictor.ask_batch(pairs, mode=mode, max_new_tokens=20), pairs, strict=True):  # type: ignore[arg-type]
-        same(answer, predictor.ask(*pair, mode=mode, max_new_tokens=20))  # type: ignore[arg-type]
+    for answer, pair in zip(warm.ask_batch(pairs, mode=mode, max_new_tokens=20), pairs, strict=True):  # type: ignore[arg-type]
+        same(answer, warm.ask(*pair, mode=mode, max_new_tokens=20))  # type: ignore[arg-type]
 
 
 def test_a_second_question_encodes_nothing(predictor: Predictor) -> None:
@@ -90,14 +96,14 @@ def png(rgb: np.ndarray, **options: object) -> bytes:
     return file.getvalue()
 
 
-def test_only_a_few_pictures_are_remembered(predictor: Predictor) -> None:
-    predictor.ask_batch([(noise(k, 16, 16), GREETING) for k in range(REMEMBERED_PICTURES + 1)])
-    assert len(predictor._remembered) == REMEMBERED_PICTURES
-    assert predictor.model.image_encodings == REMEMBERED_PICTURES + 1
+def test_only_a_few_pictures_are_remembered(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lisaseg.predictor.REMEMBERED_PICTURES", 2)
+    predictor.ask_batch([(noise(k, 16, 16), GREETING) for k in range(3)])
+    assert len(predictor._remembered) == 2 and predictor.model.image_encodings == 3, "a batch may be larger than the memory"
     predictor.ask(noise(1, 16, 16), GREETING)
-    assert predictor.model.image_encodings == REMEMBERED_PICTURES + 1, "the newest are kept"
+    assert predictor.model.image_encodings == 3, "the newest are kept"
     predictor.ask(noise(0, 16, 16), GREETING)
-    assert predictor.model.image_encodings == REMEMBERED_PICTURES + 2, "the oldest went"
+    assert predictor.model.image_encodings == 4, "the oldest went"
 
 
 def test_warnings_are_those_of_the_picture_that_was_given(predictor: Predictor) -> None:
@@ -107,9 +113,9 @@ def test_warnings_are_those_of_the_picture_that_was_given(predictor: Predictor) 
     assert predictor.ask(noise(1), GREETING).warnings == (), "equal pixels, another source"
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3), (1, 2), (37, 53), (500, 417)])
-def test_masks_have_the_pictures_size(predictor: Predictor, size: tuple[int, int]) -> None:
-    answer = predictor.ask(noise(1, *size), ONE)
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3), (500, 417)])
+def test_masks_have_the_pictures_size(warm: Predictor, size: tuple[int, int]) -> None:
+    answer = warm.ask(noise(1, *size), ONE)
     assert answer.image_size == size and answer.masks.shape == (1, *size) and answer.masks.dtype == bool
 
 
@@ -134,65 +140,65 @@ def test_text_mode_never_gives_a_mask(predictor: Predictor, question: str) -> No
 
 @pytest.mark.parametrize("mode", ["segment", "explain"])
 @pytest.mark.parametrize("question", list(LESSONS)[:6])
-def test_segment_mode_gives_a_mask_or_says_that_nothing_fits(predictor: Predictor, question: str, mode: str) -> None:
-    answer = predictor.ask(noise(1), question, mode=mode, max_new_tokens=20)  # type: ignore[arg-type]
+def test_segment_mode_gives_a_mask_or_says_that_nothing_fits(warm: Predictor, question: str, mode: str) -> None:
+    answer = warm.ask(noise(1), question, mode=mode, max_new_tokens=20)  # type: ignore[arg-type]
     assert answer.segments or answer.status == "no_target"
     assert answer.instruction == question, "what the user asked, without the words of the mode"
 
 
-def test_a_forced_mask_has_its_text(predictor: Predictor) -> None:
-    answer = predictor.ask(noise(1), GREETING, mode="segment")
+def test_a_forced_mask_has_its_text(warm: Predictor) -> None:
+    answer = warm.ask(noise(1), GREETING, mode="segment")
     assert answer.raw_text.startswith(f"It is {SEG_TEXT}") and answer.text.startswith("It is [mask 1]")
     assert answer.usage["completion_tokens"] >= 3
 
 
-def test_a_refusal_is_not_overruled(predictor: Predictor) -> None:
-    assert predictor.ask(noise(1), ABSENT, mode="segment").status == "no_target"
+def test_a_refusal_is_not_overruled(warm: Predictor) -> None:
+    assert warm.ask(noise(1), ABSENT, mode="segment").status == "no_target"
 
 
-def test_refusal_bias_moves_refusals(predictor: Predictor) -> None:
-    predictor.model.config.refusal_bias = 1e6
+def test_refusal_bias_moves_refusals(warm: Predictor) -> None:
+    warm.model.config.refusal_bias = 1e6
     try:
-        assert predictor.ask(noise(1), ONE, max_new_tokens=3).raw_text.startswith("There")
-        assert not predictor.ask(noise(1), GREETING, mode="text").raw_text.startswith("There")
+        assert warm.ask(noise(1), ONE, max_new_tokens=3).raw_text.startswith("There")
+        assert not warm.ask(noise(1), GREETING, mode="text").raw_text.startswith("There")
     finally:
-        predictor.model.config.refusal_bias = 0.0
+        warm.model.config.refusal_bias = 0.0
 
 
-def test_unknown_mode_names_the_known_ones(predictor: Predictor) -> None:
+def test_unknown_mode_names_the_known_ones(warm: Predictor) -> None:
     with pytest.raises(UsageError, match="auto, segment, explain, text"):
-        predictor.ask(noise(1), ONE, mode="masks")  # type: ignore[arg-type]
+        warm.ask(noise(1), ONE, mode="masks")  # type: ignore[arg-type]
 
 
 # limits
 
 
-def test_an_answer_that_is_cut_says_so(predictor: Predictor) -> None:
-    whole = predictor.ask(noise(1), LONG)
-    cut = predictor.ask(noise(1), LONG, max_new_tokens=4)
+def test_an_answer_that_is_cut_says_so(warm: Predictor) -> None:
+    whole = warm.ask(noise(1), LONG)
+    cut = warm.ask(noise(1), LONG, max_new_tokens=4)
     assert cut.status == "truncated" and whole.raw_text.startswith(cut.raw_text) and cut.usage["completion_tokens"] == 4
-    masks = predictor.ask(noise(1), THREE, max_new_tokens=3)
+    masks = warm.ask(noise(1), THREE, max_new_tokens=3)
     assert masks.status == "truncated" and len(masks.segments) == masks.raw_text.count(SEG_TEXT) >= 1
 
 
-def test_an_answer_that_just_fits_is_whole(predictor: Predictor) -> None:
-    n = predictor.ask(noise(1), ONE).usage["completion_tokens"]
-    assert predictor.ask(noise(1), ONE, max_new_tokens=n).status == "masks"
-    assert predictor.ask(noise(1), ONE, max_new_tokens=n - 1).status == "truncated"
+def test_an_answer_that_just_fits_is_whole(warm: Predictor) -> None:
+    n = warm.ask(noise(1), ONE).usage["completion_tokens"]
+    assert warm.ask(noise(1), ONE, max_new_tokens=n).status == "masks"
+    assert warm.ask(noise(1), ONE, max_new_tokens=n - 1).status == "truncated"
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.5, "8", None, True])
-def test_max_new_tokens_is_checked(predictor: Predictor, n: object) -> None:
+def test_max_new_tokens_is_checked(warm: Predictor, n: object) -> None:
     with pytest.raises(UsageError, match="max_new_tokens"):
-        predictor.ask(noise(1), ONE, max_new_tokens=n)  # type: ignore[arg-type]
+        warm.ask(noise(1), ONE, max_new_tokens=n)  # type: ignore[arg-type]
 
 
-def test_what_does_not_fit_into_the_context_is_refused(predictor: Predictor) -> None:
+def test_what_does_not_fit_into_the_context_is_refused(warm: Predictor) -> None:
     with pytest.raises(InstructionError, match="tokens") as caught:
-        predictor.ask(noise(1), "\U0001f436" * 1999)
+        warm.ask(noise(1), "\U0001f436" * 1999)
     assert caught.value.code == "prompt_too_long"
     with pytest.raises(InstructionError, match=r"2,048"):
-        predictor.ask(noise(1), ONE, max_new_tokens=2048)
+        warm.ask(noise(1), ONE, max_new_tokens=2048)
 
 
 # what users type
@@ -219,7 +225,7 @@ def test_refused_instructions_cost_no_encoding(predictor: Predictor, case: objec
     with pytest.raises(InstructionError):
         predictor.ask(noise(1), case.text)  # type: ignore[attr-defined]
     with pytest.raises(InstructionError):
-        predictor.ask_batch([(noise(1), ONE), (noise(2), case.text)])  # type: ignore[attr-defined]
+        predictor.ask_batch([(noise(1), ONE), (noise(1), case.text)])  # type: ignore[attr-defined]
     assert predictor.counters["image_encodings"] == 0
 
 
@@ -247,15 +253,15 @@ def test_a_chat_remembers_and_undo_forgets(predictor: Predictor) -> None:
     assert chat.conversation.turns == () and chat.turns == []
 
 
-def test_masks_of_earlier_turns_are_not_decoded_again(predictor: Predictor) -> None:
-    chat = predictor.chat(noise(1))
+def test_masks_of_earlier_turns_are_not_decoded_again(warm: Predictor) -> None:
+    chat = warm.chat(noise(1))
     chat.ask(TWO)
     assert chat.ask(GREETING).segments == ()
 
 
 @pytest.mark.parametrize("bad", [{"text": "  "}, {"text": "x" * 3000}, {"text": ONE, "mode": "no"}, {"text": ONE, "max_new_tokens": 0}])
-def test_a_failed_question_leaves_the_chat_as_it_was(predictor: Predictor, bad: dict[str, object]) -> None:
-    chat = predictor.chat(noise(1))
+def test_a_failed_question_leaves_the_chat_as_it_was(warm: Predictor, bad: dict[str, object]) -> None:
+    chat = warm.chat(noise(1))
     first = chat.ask(ONE)
     conversation = chat.conversation
     with pytest.raises((InstructionError, UsageError)):
@@ -264,8 +270,8 @@ def test_a_failed_question_leaves_the_chat_as_it_was(predictor: Predictor, bad: 
     assert chat.ask(TWO).raw_text == LESSONS[TWO]
 
 
-def test_a_listener_that_fails_leaves_the_chat_as_it_was(predictor: Predictor) -> None:
-    chat = predictor.chat(noise(1))
+def test_a_listener_that_fails_leaves_the_chat_as_it_was(warm: Predictor) -> None:
+    chat = warm.chat(noise(1))
 
     def hang_up(text: str) -> None:
         raise ConnectionError("the client is gone")
@@ -275,8 +281,8 @@ def test_a_listener_that_fails_leaves_the_chat_as_it_was(predictor: Predictor) -
     assert chat.turns == [] and chat.conversation.turns == ()
 
 
-def test_a_chat_has_a_limit(predictor: Predictor) -> None:
-    chat = predictor.chat(noise(1))
+def test_a_chat_has_a_limit(warm: Predictor) -> None:
+    chat = warm.chat(noise(1))
     for _ in range(MAX_TURNS):
         chat.ask("Hi", max_new_tokens=1)
     with pytest.raises(InstructionError, match=f"limit is {MAX_TURNS}"):
@@ -284,9 +290,9 @@ def test_a_chat_has_a_limit(predictor: Predictor) -> None:
     assert len(chat.turns) == MAX_TURNS
 
 
-def test_text_is_streamed_as_it_grows(predictor: Predictor) -> None:
+def test_text_is_streamed_as_it_grows(warm: Predictor) -> None:
     heard: list[str] = []
-    answer = predictor.ask(noise(1), TWO, on_text=heard.append)
+    answer = warm.ask(noise(1), TWO, on_text=heard.append)
     assert heard[-1].strip() == answer.raw_text and heard == sorted(heard, key=len) and len(heard) > 3
 
 

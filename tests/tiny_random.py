@@ -1,12 +1,13 @@
 """A complete lisaseg model in a few seconds: lisa-tiny's own parts with random weights and a language model of 0.1 M parameters.
 
 The language model is taught a handful of answers by heart (`LESSONS`), through the same `forward` that training uses; so it emits `[SEG]`, refuses
-and stops when it should, and every road of the predictor is walked with real states, real masks and no downloaded file. What the masks show is random.
+and stops when it should, and every road of the predictor is walked with real states, real masks and no downloaded file. Masks show nothing real.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ def build_model(seed: int = 0) -> LisaModel:
     """The random model: nothing is zero, so that every part has an effect that a test can see."""
     torch.manual_seed(seed)
     model = LisaModel(build_config())
-    vision = model.vlm.vision
+    vision: Any = model.vlm.vision
     with torch.no_grad():
         for buffer in (vision.neck.nouns, vision.neck.coco_nouns, vision.neck.imagenet_nouns):
             buffer.copy_(torch.nn.functional.normalize(torch.randn(buffer.shape), dim=-1))

@@ -66,13 +66,14 @@ class Encoded:
 
 @dataclass
 class _Job:
-    """One question on its way: encoded picture, conversation with an open turn, mode, prompt ids."""
+    """One checked question on its way: picture, conversation with an open turn, mode, prompt ids; `encoded` follows once all are checked."""
 
-    encoded: Encoded
+    picture: Picture
     conversation: Conversation
     mode: Mode
     ids: list[int]
     instruction: str
+    encoded: Encoded = field(init=False)
 
 
 class Predictor:
@@ -116,8 +117,7 @@ class Predictor:
         """Ask many questions together: equal to a loop of `ask`, and faster. Answers come in the order of `pairs`."""
         if not pairs:
             return []
-        encoded = self.encode([open_image(image) for image, _ in pairs])
-        jobs = [self._job(e, Conversation(), text, mode, max_new_tokens) for e, (_, text) in zip(encoded, pairs, strict=True)]
+        jobs = [self._job(open_image(image), Conversation(), text, mode, max_new_tokens) for image, text in pairs]
         return [answer for _, answer in self._answer(jobs, max_new_tokens)]
 
     def chat(self, image: ImageSource) -> Chat:
@@ -142,11 +142,11 @@ class Predictor:
             self._remembered.popitem(last=False)
         return [found[p.digest] for p in pictures]
 
-    def _job(self, encoded: Encoded, conversation: Conversation, text: str, mode: Mode, max_new_tokens: int) -> _Job:
+    def _job(self, picture: Picture, conversation: Conversation, text: str, mode: Mode, max_new_tokens: int) -> _Job:
         if mode not in MODES:
             raise UsageError(f"Unknown mode {mode!r}.", next_step=f"Use one of: {', '.join(MODES)}.")
-        if max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {max_new_tokens}.", next_step="Use 1 or more.")
+        if type(max_new_tokens) is not int or max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {max_new_tokens!r}.", next_step="Use a whole number, 1 or more.")
         instruction = clean_instruction(text)
         longer = conversation.ask(prompts.with_mode(instruction, mode))
         ids = self.tokenizer.encode(render(longer, self.template), self.model.vlm.n_image_tokens).ids
@@ -157,10 +157,13 @@ class Predictor:
                 next_step="Shorten the instruction or start a new chat.",
                 code="prompt_too_long",
             )
-        return _Job(encoded, longer, mode, ids, instruction)
+        return _Job(picture, longer, mode, ids, instruction)
 
     def _answer(self, jobs: Sequence[_Job], max_new_tokens: int, on_text: Callable[[str], None] | None = None) -> list[tuple[Conversation, Answer]]:
         """Generate, decode masks, build answers: the whole line for several questions at once. All jobs have one mode."""
+        begin = time.perf_counter()
+        for job, encoded in zip(jobs, self.encode([job.picture for job in jobs]), strict=True):
+            job.encoded = encoded
         start = time.perf_counter()
         with torch.inference_mode():
             rows = self._generate(jobs, max_new_tokens, on_text)
@@ -171,7 +174,7 @@ class Predictor:
             generated = time.perf_counter()
             masks = [self._masks(job.encoded, row) for job, row in zip(jobs, rows, strict=True)]
         done = time.perf_counter()
-        times = {"generate": 1e3 * (generated - start), "mask": 1e3 * (done - generated)}
+        times = {"encode": 1e3 * (start - begin), "generate": 1e3 * (generated - start), "mask": 1e3 * (done - generated)}
         return [self._build(job, row, *m, times) for job, row, m in zip(jobs, rows, masks, strict=True)]
 
     def _generate(
@@ -235,7 +238,7 @@ class Predictor:
             status = "no_target"
         if not row.finished:
             status = "truncated"
-        picture = job.encoded.picture
+        picture = job.picture
         usage = {"prompt_tokens": len(job.ids), "completion_tokens": len(row.ids), "image_tokens": self.model.vlm.n_image_tokens}
         answer = Answer(
             text, raw, status, segments, picture.size, job.instruction, self.name, picture.rgb, dict(times), usage, tuple(picture.warnings)
@@ -256,15 +259,8 @@ class Chat:
         self, text: str, *, mode: Mode = "auto", max_new_tokens: int = DEFAULT_NEW_TOKENS, on_text: Callable[[str], None] | None = None
     ) -> Answer:
         """Ask the next question; the model reads all earlier turns. If it fails, the chat is as it was."""
-        predictor = self.predictor
-        start = time.perf_counter()
-        clean_instruction(text)  # before the picture is encoded
-        encoded = predictor.encode([self.picture])[0]
-        spent = 1e3 * (time.perf_counter() - start)
-        job = predictor._job(encoded, self.conversation, text, mode, max_new_tokens)
-        conversation, answer = predictor._answer([job], max_new_tokens, on_text)[0]
-        answer.timings_ms["encode"] = spent  # type: ignore[index]
-        self.conversation = conversation
+        job = self.predictor._job(self.picture, self.conversation, text, mode, max_new_tokens)
+        self.conversation, answer = self.predictor._answer([job], max_new_tokens, on_text)[0]
         self.turns.append(answer)
         return answer
 

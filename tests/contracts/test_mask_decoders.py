@@ -19,16 +19,17 @@ from lisaseg.model.lisa import LisaModel
 from lisaseg.tokenization import TextTokenizer
 
 Taught = tuple[LisaModel, TextTokenizer]
-Built = tuple[Any, Any]
 B = 3
+PICTURES = (noise(1), noise(2, 90, 30), noise(3, 64, 64))
 
 
-def build_tiny(taught: Taught) -> Built:
-    model = taught[0]
-    return model.mask_decoder, model.mask_decoder.encode(None, encode_pictures(model, [noise(1), noise(2, 90, 30), noise(3, 64, 64)]).maps)
+def build_tiny(taught: Taught) -> tuple[Any, list[Any]]:
+    decoder, context = taught[0].mask_decoder, encode_pictures(taught[0], list(PICTURES))
+    return decoder, [decoder.encode(None, c.maps) for c in (context, *context.split())]
 
 
-# name -> (a small decoder with random weights in eval mode, its features of B different pictures)
+Built = tuple[Any, list[Any]]
+# name -> a small decoder with random weights in eval mode; its features of all PICTURES together, then of each alone
 BUILDERS: dict[str, Callable[[Taught], Built]] = {"tiny": build_tiny}
 
 
@@ -45,7 +46,7 @@ def prompts(decoder: Any, n: int, seed: int = 0) -> Tensor:
 
 def decode(built: Built, given: Tensor, index: list[int]) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        return built[0].decode(built[1], given, torch.tensor(index, dtype=torch.long))
+        return built[0].decode(built[1][0], given, torch.tensor(index, dtype=torch.long))
 
 
 def test_says_what_it_needs(built: Built) -> None:
@@ -76,7 +77,8 @@ def test_a_batch_is_a_loop(built: Built, index: list[int]) -> None:
     given_prompts = prompts(built[0], len(index))
     logits, scores = decode(built, given_prompts, index)
     for k, b in enumerate(index):
-        one, score = decode(built, given_prompts[k : k + 1], [b])
+        with torch.no_grad():
+            one, score = built[0].decode(built[1][1 + b], given_prompts[k : k + 1], torch.tensor([0]))
         torch.testing.assert_close(one[0], logits[k], atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(score[0], scores[k], atol=1e-4, rtol=1e-3, equal_nan=True)
 
@@ -89,7 +91,7 @@ def test_prompt_and_picture_both_matter(built: Built) -> None:
 
 
 def test_gradient_reaches_prompts_and_parameters(built: Built) -> None:
-    decoder, features = built
+    decoder, features = built[0], built[1][0]
     given_prompts = prompts(decoder, 3).requires_grad_()
     logits, scores = decoder.decode(features, given_prompts, torch.tensor([0, 1, 0]))
     (logits.square().mean() + scores.nan_to_num().square().mean()).backward()
@@ -101,7 +103,7 @@ def test_gradient_reaches_prompts_and_parameters(built: Built) -> None:
 
 
 def test_no_prompt_is_no_work_and_no_error_in_training(built: Built) -> None:
-    decoder, features = built
+    decoder, features = built[0], built[1][0]
     none = prompts(decoder, 0).requires_grad_()
     logits, scores = decoder.decode(features, none, torch.zeros(0, dtype=torch.long))
     assert logits.shape[0] == scores.shape[0] == 0

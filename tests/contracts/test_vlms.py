@@ -161,10 +161,19 @@ def test_length_limit_stop_and_callback(vlm: VisionLanguageModel, context: Image
     free = generate(vlm, prompts, bias=None, on_token=lambda row, token: heard.append((row, token)))
     assert all(len(row.ids) == 5 and not row.finished for row in free)
     assert [[t for r, t in heard if r == k] for k in (0, 1)] == [row.ids for row in free]
-    stop = free[0].ids[2]
-    stopped = generate(vlm, prompts, bias=None, stop_id=stop)
-    assert stopped[0].finished and stopped[0].ids == free[0].ids[: free[0].ids.index(stop) + 1], "the stop token is kept and ends the row"
-    same(stopped, [generate(vlm, [p], bias=None, stop_id=stop)[0] for p in prompts])
+
+
+def test_a_row_ends_at_its_stop_token_and_others_go_on(vlm: VisionLanguageModel, context: ImageContext) -> None:
+    prompts = [prompt(vlm, context, k % 2, 3 + k, seed=k) for k in range(8)]
+    free = generate(vlm, prompts, bias=None)
+    stop = next(t for row in free for t in row.ids[:3] if any(t not in other.ids for other in free))
+    heard: list[tuple[int, int]] = []
+    stopped = generate(vlm, prompts, bias=None, stop_id=stop, on_token=lambda row, token: heard.append((row, token)))
+    for k, (row, whole) in enumerate(zip(stopped, free, strict=True)):
+        assert row.finished == (stop in whole.ids)
+        assert row.ids == (whole.ids[: whole.ids.index(stop) + 1] if row.finished else whole.ids), "the stop token is kept and ends the row"
+        assert [t for r, t in heard if r == k] == row.ids
+    assert {row.finished for row in stopped} == {True, False}
 
 
 def test_bans_hold_and_bias_counts_once(vlm: VisionLanguageModel, context: ImageContext) -> None:

@@ -87,8 +87,10 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"There is no recipe {path}.", next_step="See the recipes/ folder.") from None
+    except OSError:
+        raise UsageError(f"There is no recipe file {path}.", next_step="See the recipes/ folder.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not a text file.", next_step="A recipe is TOML in UTF-8, see the recipes/ folder.") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not TOML: {error}.", next_step="Mend the line.") from error
     for item in overrides or []:
@@ -114,4 +116,6 @@ def _toml_value(text: str) -> Any:
 def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
         values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"--set {'.'.join(keys)}: {key} is a value, not a table.", next_step="Name a key that the recipe has.")
     values[keys[-1]] = value

@@ -49,6 +49,7 @@ def save_atomic(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     save_file({k: v.detach().contiguous() for k, v in tensors.items()}, aside, metadata=metadata)
+    aside.chmod(0o644)  # safetensors writes 0600
     os.replace(aside, path)
 
 
@@ -96,6 +97,7 @@ class Trainer:
             self.step = int(f.metadata()["step"])
         tensors = load_file(self.checkpoint)
         wrong = {k[6:] for k in tensors if k.startswith("param/")} ^ set(self.named)
+        wrong |= {n for n, p in self.named.items() if n not in wrong and tensors[f"param/{n}"].shape != p.shape}
         if wrong:
             raise TrainingError(
                 f"{self.checkpoint} is from another set of parameters (first difference: {sorted(wrong)[0]}).", next_step="Start with --no-resume."

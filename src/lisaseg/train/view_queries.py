@@ -53,7 +53,7 @@ class ViewQueries:
         self.book, self.config = book, config
 
     def make(self, view: View, rng: np.random.Generator) -> Asked:
-        """At most `config.queries` conversations; at least one."""
+        """At most `config.queries` conversations with a mask, and absent things and chat on top; at least one."""
         conversations: list[Conversation] = []
         targets: list[Tensor] = []
         nouns: list[str] = []
@@ -78,7 +78,7 @@ class ViewQueries:
         info = view.info
         name = info.names[k]
         groups = group_by_name(info.instance_names)
-        if name in groups and rng.random() < 0.25:
+        if len(groups.get(name, ())) > 1 and rng.random() < 0.25:  # one alone is not "the largest" or "on the left"
             members = groups[name]
             i = int(rng.integers(len(members)))
             phrases = place_phrases(name, [view.instances[m].numpy() for m in members], i)
