@@ -246,6 +246,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pool", type=Path, help=f"folder with {', '.join(f'{name}.json' for name in POOL_FILES)} and images/")
     parser.add_argument("--limit", type=int, help="at most about N questions of each set, chosen at random")
     parser.add_argument("--out", type=Path, help="JSON with everything")
+    parser.add_argument("--summary", action="store_true", help="leave the single questions out of the JSON")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
     parser.add_argument("--refusal-bias", help="only compare these biases, separated by commas, on names of coco_val (write --refusal-bias=-1,0,1)")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -305,6 +306,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             out |= {"refusal_bias": float(predictor.model.config.refusal_bias), "wanted": TARGETS, "sets": run_sets(args, ask)}
             print_scores(out["sets"])
+            if args.summary:
+                out["sets"] = {name: {k: v for k, v in report.items() if k != "per_sample"} for name, report in out["sets"].items()}
         if args.out:
             write_aside(args.out, (json.dumps(out, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
     except LisaSegError as error:

@@ -42,6 +42,7 @@ SEGMENT_SENTENCE = "{text} Please output segmentation mask."
 
 ANSWER_NAMED = f"It is the {{name}} {SEG_TEXT}."
 ANSWER_UNNAMED = f"It is {SEG_TEXT}."
+NAMED_OPENING = "It is the"  # what stands before the name
 FORCED_OPENING = "It is"  # put before a [SEG] that the user insists on
 NO_TARGET = "There is no such thing in this picture."
 NO_TARGET_PREFIX = "There is no"

@@ -29,4 +29,26 @@ class SegmentationDataset(Protocol):
         """
 
 
-DATASETS = Registry("datasets", {"pool": "lisaseg.datasets.pool:Pool"})
+# Public sets are made by `cls(root, split, exclude=...)`, where root is laid out as for the reference implementation.
+DATASETS = Registry(
+    "datasets",
+    {
+        "pool": "lisaseg.datasets.pool:Pool",
+        "jsonl": "lisaseg.datasets.native:NativeJsonl",
+        "ade20k": "lisaseg.datasets.ade20k:Ade20k",
+        "cocostuff": "lisaseg.datasets.cocostuff:CocoStuff",
+        "mapillary": "lisaseg.datasets.mapillary:Mapillary",
+        "paco_lvis": "lisaseg.datasets.paco:PacoLvis",
+        "pascal_part": "lisaseg.datasets.pascal_part:PascalPart",
+        "refcoco": "lisaseg.datasets.refer:RefCoco",
+        "refcoco+": "lisaseg.datasets.refer:RefCocoPlus",
+        "refcocog": "lisaseg.datasets.refer:RefCocoG",
+        "refcocog_google": "lisaseg.datasets.refer:RefCocoGGoogle",
+        "refclef": "lisaseg.datasets.refer:RefClef",
+        "grefcoco": "lisaseg.datasets.refer:GRefCoco",
+        "llava_instruct": "lisaseg.datasets.llava_instruct:LlavaInstruct",
+        "reasonseg": "lisaseg.datasets.reasonseg:ReasonSeg",
+        "coco_instances": "lisaseg.datasets.coco:CocoInstances",
+        "coco_panoptic": "lisaseg.datasets.coco:CocoPanoptic",
+    },
+)

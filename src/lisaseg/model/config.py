@@ -18,6 +18,10 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         seg_state: "emit" = the mask prompt is the state that emitted `[SEG]` (published LISA checkpoints); "at" = the state at its position.
         chat_template: name in `lisaseg.chat.TEMPLATES`.
         refusal_bias: added to the logit of a refusal's first word in mode "auto": trades false refusals against false masks.
+        candidates: how many names an answer that begins "It is the ..." considers; the one with the greatest probability x estimated IoU is
+            given. 1 = plain greedy decoding.
+        min_score: in mode "auto" an answer whose every mask scores less than this (the decoder's estimate of its own IoU, [0, 1]) becomes a refusal:
+            the decoder found nothing that looks like the prompt.
         loss_weights: {"ce", "bce", "dice"}; the paper's are 1, 2, 0.5.
         lora: {"rank", "alpha"} of the adapters that the weight file holds, or None if they are merged.
         language_model: name of the language model in the weights cache, or None if the weight file holds it.
@@ -35,6 +39,8 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         seg_state: str = "emit",
         chat_template: str = "chatml",
         refusal_bias: float = 0.0,
+        min_score: float = 0.0,
+        candidates: int = 1,
         loss_weights: dict[str, float] | None = None,
         lora: dict[str, Any] | None = None,
         language_model: str | None = None,
@@ -45,7 +51,8 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         self.vlm = vlm or {"family": "tiny"}
         self.mask_decoder = mask_decoder or {"family": "tiny"}
         self.prompt_width, self.seg_hidden, self.seg_state = prompt_width, seg_hidden, seg_state
-        self.chat_template, self.refusal_bias = chat_template, refusal_bias
+        self.chat_template, self.refusal_bias, self.min_score = chat_template, refusal_bias, min_score
+        self.candidates = candidates
         self.loss_weights = loss_weights or {"ce": 1.0, "bce": 2.0, "dice": 0.5}
         self.lora, self.language_model, self.language_config = lora, language_model, language_config
         self.nouns = nouns or []

@@ -63,7 +63,7 @@ class DataConfig(_Strict):
 
 
 class Recipe(_Strict):
-    """A whole recipe. `out`: run folder. `init`: folder of a model to start from. `only`: names of stages to run, all if empty."""
+    """A whole recipe. `out`: run folder. `only`: names of stages to run, all if empty; earlier ones are loaded from their checkpoints."""
 
     out: Path
     seed: int = 0

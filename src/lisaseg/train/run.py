@@ -23,6 +23,7 @@ from lisaseg.tokenization import TextTokenizer
 from lisaseg.train.config import Recipe, load_recipe
 from lisaseg.train.loop import Trainer, save_atomic
 from lisaseg.train.noun_space import COCO_THINGS, NounSpace
+from lisaseg.train.progress import reporting
 from lisaseg.train.stages import JointStage, TextStage, VisionStage, Workshop
 from lisaseg.train.texts import NounBook
 from lisaseg.train.tiny_base import build_trunk, imagenet_names
@@ -59,14 +60,15 @@ def vocabulary(recipe: Recipe, pools: list[Pool], cutouts: Cutouts | None) -> li
     return list(dict.fromkeys(names))
 
 
-def prepare_views(recipe: Recipe, pools: list[Pool], cutouts: Cutouts | None, progress: Callable[[int, int], None]) -> list[Path]:
+def prepare_views(recipe: Recipe, pools: list[Pool], cutouts: Cutouts | None) -> list[Path]:
     """Compute the missing views of the cache; paths of all in plan order."""
     folder = recipe.out / "views"
     plan = list(plan_views(pools, recipe.data.files, cutouts, recipe.data.composites, recipe.seed))
     if any(not (folder / f"{stem}.safetensors").is_file() for stem, _ in plan):
         trunk = build_trunk(recipe.data.base).to(torch.bfloat16 if recipe.bf16 else torch.float32)
         trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        build_cache(folder, plan, trunk, progress)
+        with reporting("views", every=100) as report:
+            build_cache(folder, plan, trunk, report)
     return [folder / f"{stem}.safetensors" for stem, _ in plan]
 
 
@@ -84,7 +86,7 @@ def view_weights(recipe: Recipe, pools: list[Pool], n_composites: int) -> np.nda
     return p / p.sum()  # type: ignore[no-any-return]
 
 
-def build_workshop(recipe: Recipe, log: Callable[[str], None], progress: Callable[[int, int], None]) -> Workshop:
+def build_workshop(recipe: Recipe, log: Callable[[str], None]) -> Workshop:
     """Model with adapters, texts, noun space and cached views of a recipe."""
     pools = _pools(recipe)
     cutouts = Cutouts(recipe.data.cutouts) if recipe.data.cutouts else None
@@ -94,7 +96,7 @@ def build_workshop(recipe: Recipe, log: Callable[[str], None], progress: Callabl
             book.add(cutouts[i].name, [], [])  # its tags are themes ("beach"), not names
     nouns = vocabulary(recipe, pools, cutouts)
     space = NounSpace(recipe.data.base, recipe.out / "noun_space.safetensors", list(book.nouns))
-    views = prepare_views(recipe, pools, cutouts, progress)
+    views = prepare_views(recipe, pools, cutouts)
     log(f"{len(views)} views, {len(nouns)} names in the vision vocabulary, {len(book.nouns)} nouns with texts")
     language_model, folder = load_language_model("smollm2-135m-instruct", torch.bfloat16 if recipe.bf16 else torch.float32)
     config = LisaConfig(
@@ -120,28 +122,30 @@ def build_workshop(recipe: Recipe, log: Callable[[str], None], progress: Callabl
 
 
 def load_stage(shop: Workshop, file: Path) -> None:
-    """Put the parameters of a finished stage into the model."""
+    """Put the parameters of a stage's checkpoint into the model.
+
+    Raises:
+        TrainingError: a parameter has no place in the model, or another shape.
+    """
     from safetensors.torch import load_file
 
-    targets = {
-        "neck.": shop.model.vlm.vision.neck,  # type: ignore[union-attr]
-        "decoder.": shop.model.mask_decoder,
-        "language_model.": shop.model.vlm.language_model,
-        "projector.": shop.model.vlm.vision.projector,  # type: ignore[union-attr]
-        "seg_head.": shop.model.seg_head,
+    vlm = shop.model.vlm
+    parts: dict[str, nn.Module] = {
+        "neck": vlm.vision.neck,  # type: ignore[union-attr,dict-item]
+        "decoder": shop.model.mask_decoder,
+        "language_model": vlm.language_model,
+        "projector": vlm.vision.projector,  # type: ignore[union-attr,dict-item]
+        "seg_head": shop.model.seg_head,
     }
+    own = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+    own |= {"seg_in": vlm.seg_in, "seg_out": vlm.seg_out, "temperature": shop.temperature}  # type: ignore[dict-item]
+    values = {key.removeprefix("param/"): value for key, value in load_file(file).items() if key.startswith("param/")}
+    for name, value in values.items():
+        if name not in own or own[name].shape != value.shape:
+            raise TrainingError(f"{file}: {name} {tuple(value.shape)} does not fit the model.", next_step="Train that stage again.")
     with torch.no_grad():
-        for key, value in load_file(file).items():
-            name = key.removeprefix("param/")
-            if name == key:
-                continue
-            if name in ("seg_in", "seg_out"):
-                getattr(shop.model.vlm, name).copy_(value)
-            elif name == "temperature":
-                shop.temperature.copy_(value)
-            else:
-                prefix = next(p for p in targets if name.startswith(p))
-                targets[prefix].get_parameter(name.removeprefix(prefix)).copy_(value)  # type: ignore[union-attr,operator]
+        for name, value in values.items():
+            own[name].copy_(value)
 
 
 def write_model(shop: Workshop, folder: Path, card: str) -> None:
@@ -156,19 +160,6 @@ def write_model(shop: Workshop, folder: Path, card: str) -> None:
     aside.rename(folder)
 
 
-def _reporter(name: str) -> Callable[[int, int, dict[str, float]], None]:
-    """Progress line on a terminal, one line a log interval elsewhere."""
-
-    def report(step: int, end: int, means: dict[str, float]) -> None:
-        left = (end - step) * means.get("seconds_per_step", 0.0)
-        numbers = "  ".join(f"{k} {v:.3f}" for k, v in means.items() if k != "seconds_per_step")
-        line = f"{name} {step}/{end}  {means['seconds_per_step']:.2f} s/step  {left / 60:.0f} min left  {numbers}"
-        end_of_line = "\r" if sys.stderr.isatty() and step < end else "\n"
-        print(line, end=end_of_line, file=sys.stderr, flush=True)
-
-    return report
-
-
 def run(path: Path, overrides: list[str], *, resume: bool = True, dry_run: bool = False) -> None:
     """Run the recipe; see `lisaseg train --help`."""
     recipe = load_recipe(path, overrides)
@@ -181,24 +172,24 @@ def run(path: Path, overrides: list[str], *, resume: bool = True, dry_run: bool 
     def log(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    def progress(done: int, total: int) -> None:
-        if done % 100 == 0 or done == total:
-            log(f"views {done}/{total}")
-
-    shop = build_workshop(recipe, log, progress)
+    shop = build_workshop(recipe, log)
     if dry_run:
         for part, n in parameter_table(shop.model).items():
             log(f"{part:24s} {n / 1e6:8.2f} M")
         return
+    order = list(recipe.stages)
     for name, config in recipe.stages.items():
         trainer = Trainer(STAGES[config.kind](name, config, shop), recipe, recipe.out)
         if recipe.only and name not in recipe.only:
-            if trainer.checkpoint.is_file() and list(recipe.stages).index(name) < min(list(recipe.stages).index(o) for o in recipe.only):
-                load_stage(shop, trainer.checkpoint)
+            if order.index(name) < min(order.index(o) for o in recipe.only):
+                if trainer.checkpoint.is_file():
+                    load_stage(shop, trainer.checkpoint)
+                log(f"{name}: " + ("loaded" if trainer.checkpoint.is_file() else "has no checkpoint, goes on untrained"))
             continue
         if resume and trainer.resume():
             log(f"{name}: resumed at step {trainer.step}")
-        trainer.run(progress=_reporter(name))
+        with reporting(name) as report:
+            trainer.run(progress=report)
     write_model(shop, recipe.out / "model", "# Model card\n\nWritten by `lisaseg train`; not evaluated yet.\n")
     log(f"model written to {recipe.out / 'model'}")
 

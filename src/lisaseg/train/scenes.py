@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lisaseg.chat import Conversation
+from lisaseg.prompts import choose
 from lisaseg.train.config import StageConfig
 from lisaseg.train.noun_space import NounSpace
-from lisaseg.train.texts import NounBook, absent_turn, ask, listing_turn, presence_turn, segment_turn, single
+from lisaseg.train.texts import DUMMY, NounBook, absent_turn, ask, listing_turn, presence_turn, segment_turn, single
 from lisaseg.types import Turn
 from lisaseg.vlms.tiny_vision import TOKEN_GRID
 
@@ -56,6 +57,7 @@ def _draw_names(book: NounBook, n: int, rng: np.random.Generator) -> list[str]:
 def make_scene(book: NounBook, config: StageConfig, rng: np.random.Generator) -> Scene:
     """Two backgrounds, two to seven things as rectangles, and `config.queries` conversations."""
     names = _draw_names(book, 2 + int(rng.integers(2, 8)), rng)
+    anchor, definition = _tempting(book, names, rng)
     g = TOKEN_GRID
     layout = np.zeros((g, g), np.int64)
     layout[int(rng.integers(2, g - 1)) :] = 1
@@ -74,10 +76,32 @@ def make_scene(book: NounBook, config: StageConfig, rng: np.random.Generator) ->
             conversations.append(single(_chat_turn(book, seen, rng)))
         else:
             name = seen[int(rng.integers(len(seen)))]
+            if anchor in seen and rng.random() < 0.4:
+                name = anchor
+                text, is_sentence, kind = book.phrase(definition, rng)
+                conversations.append(single(Turn(ask(text, is_sentence, kind, rng), f"It is the {name} [SEG].", (DUMMY,))))
+                targets.append(name)
+                continue
             turn = segment_turn(book, name, rng, config.p_definition) if rng.random() > 0.06 else _hypernym_turn(book, name, seen, rng)
             conversations.append(single(turn))
             targets.append(name)
     return Scene(names, layout, conversations, targets)
+
+
+def _tempting(book: NounBook, names: list[str], rng: np.random.Generator) -> tuple[str, str]:
+    """Choose a thing of the scene and a definition of it, and add to the scene up to two things that the definition speaks of.
+
+    "what one stands on to ride a wave" must not be answered with the wave. Returns (name, definition), ("", "") if no name has one. Adds to `names`.
+    """
+    for i in rng.permutation(np.arange(2, len(names))):
+        name = names[int(i)]
+        definitions = book.of(name).definitions
+        if definitions:
+            definition = choose(definitions, rng)
+            spoken = [n for n in book.mentioned(definition, name) if n not in names]
+            names += [spoken[int(k)] for k in rng.permutation(len(spoken))[:2]]
+            return name, definition
+    return "", ""
 
 
 def _far_name(book: NounBook, seen: list[str], rng: np.random.Generator) -> str:

@@ -85,6 +85,9 @@ class VisionStage:
                 prompts.append(view.info.names[k])
                 targets.append(view.targets[k])
                 index.append(b)
+        if not targets:  # nothing is large enough in any of these views; a mean over no mask is no number
+            naming = self.pixel_names(maps.pixel, views, rng)
+            return self.config.noun_weight * naming, {"naming": naming.item()}
         vectors = self.shop.space(prompts)
         noise = torch.from_numpy(rng.standard_normal(vectors.shape).astype(np.float32))
         vectors = F.normalize(vectors + 0.5 * rng.random() * F.normalize(noise, dim=-1), dim=-1)

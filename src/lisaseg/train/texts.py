@@ -5,6 +5,7 @@ Everything random takes an explicit generator; the same generator gives the same
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -80,6 +81,7 @@ class NounBook:
                 self.nouns[noun.name] = NounTexts(noun.name, list(noun.synonyms), [noun.gloss], list(noun.hypernyms[:3]), noun.count)
             elif noun.gloss not in known.definitions:
                 known.hypernyms = list(noun.hypernyms[:3])
+        self._mentions: dict[str, list[str]] = {}
         self.rest = [n for n in self.nouns if n not in set(self.categories) and n not in set(self.common)]
 
     def add(self, name: str, synonyms: list[str], definitions: list[str]) -> None:
@@ -92,22 +94,34 @@ class NounBook:
         """The texts of a name; a name alone if nothing is known about it."""
         return self.nouns.get(name) or NounTexts(name)
 
+    def mentioned(self, definition: str, name: str) -> list[str]:
+        """Names that a definition of `name` speaks of ("what rides a wave" -> "wave"): the tempting wrong answers."""
+        if definition not in self._mentions:
+            words = [w.strip(".,;()'") for w in definition.lower().split()]
+            spoken = dict.fromkeys([*(f"{a} {b}" for a, b in itertools.pairwise(words)), *words])
+            singular = [w[:-1] for w in spoken if w.endswith("s")]
+            self._mentions[definition] = [w for w in (*spoken, *singular) if w in self.nouns]
+        return [w for w in self._mentions[definition] if w not in name.split() and w != name]
+
     def query_text(self, name: str, rng: np.random.Generator, p_definition: float = 0.6) -> tuple[str, bool, str]:
         """One way to speak of `name`: (text, whether it is a whole sentence, kind)."""
         entry = self.of(name)
         draw = rng.random()
         if entry.definitions and draw < p_definition:
-            g = prompts.choose(entry.definitions, rng)
-            used = _USED.search(g)
-            if used and rng.random() < 0.3:  # only the clause that sets it apart
-                g = prompts.choose(("something ", "the thing ", "an object ", "what is "), rng) + used.group(1)
-                return (g, False, "gloss")
-            if rng.random() < 0.4:
-                return prompts.choose(DEFINITION_SENTENCES, rng).format(g=g), True, "gloss"
-            return prompts.choose(LEAD_INS, rng).format(g=g), False, "gloss"
+            return self.phrase(prompts.choose(entry.definitions, rng), rng)
         if entry.synonyms and draw > 0.8:
             return prompts.choose(entry.synonyms, rng), False, "synonym"
         return name, False, "category"
+
+    @staticmethod
+    def phrase(g: str, rng: np.random.Generator) -> tuple[str, bool, str]:
+        """A definition in the words of a question: (text, whether it is a whole sentence, "gloss")."""
+        used = _USED.search(g)
+        if used and rng.random() < 0.3:  # only the clause that sets it apart
+            return prompts.choose(("something ", "the thing ", "an object ", "what is "), rng) + used.group(1), False, "gloss"
+        if rng.random() < 0.4:
+            return prompts.choose(DEFINITION_SENTENCES, rng).format(g=g), True, "gloss"
+        return prompts.choose(LEAD_INS, rng).format(g=g), False, "gloss"
 
 
 def ask(text: str, is_sentence: bool, kind: str, rng: np.random.Generator) -> str:

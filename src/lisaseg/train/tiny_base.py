@@ -52,7 +52,14 @@ def _fold(weight: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor
 
 
 def load_darknet(yolo: YoloTiny, blob: bytes) -> None:
-    """Fill `yolo` from a darknet weights file: 5 int32 of header, then for each convolution beta, gamma, mean, var, kernel (heads: bias, kernel)."""
+    """Fill `yolo` from a darknet weights file: 5 int32 of header, then for each convolution beta, gamma, mean, var, kernel (heads: bias, kernel).
+
+    Raises:
+        TrainingError: the file has another length; nothing is copied then.
+    """
+    expected = sum(conv.weight.numel() + conv.out_channels * (1 if conv.out_channels == 255 else 4) for conv in yolo.in_darknet_order())
+    if len(blob) != 20 + 4 * expected:
+        raise TrainingError(f"yolov3-tiny.weights holds {len(blob)} bytes, {20 + 4 * expected} were expected.", next_step=_FETCH)
     values = torch.from_numpy(np.frombuffer(blob, dtype=np.float32, offset=20).copy())
     at = 0
 
@@ -71,18 +78,27 @@ def load_darknet(yolo: YoloTiny, blob: bytes) -> None:
         conv.weight.data.copy_(weight)
         assert conv.bias is not None
         conv.bias.data.copy_(bias)
-    if at != len(values):
-        raise TrainingError(f"yolov3-tiny.weights holds {len(values)} numbers, {at} were expected.", next_step=_FETCH)
 
 
 def load_lite(trunk: TinyTrunk, blob: bytes) -> None:
-    """Fill the EfficientNet-Lite2 part from the package's `.pth` (plain tensors; opened with weights_only)."""
+    """Fill the EfficientNet-Lite2 part from the package's `.pth` (plain tensors; opened with weights_only).
+
+    Raises:
+        TrainingError: a tensor is missing or has another shape; names it.
+    """
     old = torch.load(io.BytesIO(blob), weights_only=True)
     lite = trunk.lite
 
+    def get(name: str, shape: tuple[int, ...]) -> Tensor:
+        tensor = old.get(name)
+        if tensor is None or tuple(tensor.shape) != shape:
+            found = "is missing" if tensor is None else f"is {tuple(tensor.shape)}"
+            raise TrainingError(f"EfficientNet-Lite2: the tensor {name} {found}, {shape} was expected.", next_step=_FETCH)
+        return tensor  # type: ignore[no-any-return]
+
     def put(conv: torch.nn.Conv2d, weight: str, bn: str) -> None:
-        gamma, beta, mean, var = (old[f"{bn}.{k}"] for k in ("weight", "bias", "running_mean", "running_var"))
-        w, b = _fold(old[f"{weight}.weight"], gamma, beta, mean, var, 1e-3)
+        gamma, beta, mean, var = (get(f"{bn}.{k}", (conv.out_channels,)) for k in ("weight", "bias", "running_mean", "running_var"))
+        w, b = _fold(get(f"{weight}.weight", tuple(conv.weight.shape)), gamma, beta, mean, var, 1e-3)
         conv.weight.data.copy_(w)
         assert conv.bias is not None
         conv.bias.data.copy_(b)
@@ -95,9 +111,9 @@ def load_lite(trunk: TinyTrunk, blob: bytes) -> None:
         put(block.depthwise, f"{prefix}._depthwise_conv", f"{prefix}._bn1")  # type: ignore[arg-type]
         put(block.project, f"{prefix}._project_conv", f"{prefix}._bn2")  # type: ignore[arg-type]
     put(lite.head, "_conv_head", "_bn1")
-    lite.classifier.weight.data.copy_(old["_fc.weight"][:, :, None, None])
+    lite.classifier.weight.data.copy_(get("_fc.weight", (1000, 1280))[:, :, None, None])
     assert lite.classifier.bias is not None
-    lite.classifier.bias.data.copy_(old["_fc.bias"])
+    lite.classifier.bias.data.copy_(get("_fc.bias", (1000,)))
 
 
 def build_trunk(base: Path) -> TinyTrunk:

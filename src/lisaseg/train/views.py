@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lisaseg.datasets.pool import Pool
+from lisaseg.errors import TrainingError
 from lisaseg.imaging import fit_longest_side, open_image
 from lisaseg.vlms.tiny_trunk import CANVAS, TinyTrunk
 
@@ -153,11 +154,23 @@ def read_view(path: Path) -> View:
 def plan_views(
     pools: list[Pool], views: dict[str, int], cutouts: Cutouts | None, composites: int, seed: int
 ) -> Iterator[tuple[str, Callable[[], Raw]]]:
-    """(file stem, maker) of every view, deterministic: plain ones first, then augmented ones, then composites."""
+    """(file stem, maker) of every view, deterministic: picture by picture the plain one, then augmented ones (`+a`, `+b`, ...); composites last.
+
+    Raises:
+        TrainingError: two pictures of the pools have one file name, so that one would get the other's view.
+    """
+    seen: dict[str, Path] = {}
     for pool in pools:
         for index in range(len(pool)):
+            picture = pool._images[index]["file_name"]
             for copy in range(views.get(pool.path.stem, 1)):
-                stem = Path(pool._images[index]["file_name"]).stem + ("+a" if copy else "")
+                stem = Path(picture).stem + (f"+{chr(ord('a') + copy - 1)}" if copy else "")
+                if stem in seen:
+                    raise TrainingError(
+                        f"{pool.path}: the picture {picture} has the name of one in {seen[stem]}, and so would their views {stem}.",
+                        next_step="Rename one of the two picture files, or leave it out.",
+                    )
+                seen[stem] = pool.path
                 yield stem, lambda pool=pool, index=index, copy=copy: pool_views(pool, index, copy > 0, seed + copy)  # type: ignore[misc]
     if cutouts is not None:
         for index in range(composites):

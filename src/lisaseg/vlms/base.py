@@ -44,12 +44,14 @@ class ImageContext:
 class Generation:
     """What one row generated.
 
+    options: (token, log probability) of the best candidates at the watched step, best first; empty if no step was watched.
     ids: new token ids, the stop token included if it was reached. states: (n_seg, D) one for each generated `[SEG]`. finished: False = length limit.
     """
 
     ids: list[int] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
     finished: bool = False
+    options: list[tuple[int, float]] = field(default_factory=list)
 
 
 class VisionLanguageModel(nn.Module):
@@ -114,6 +116,7 @@ class VisionLanguageModel(nn.Module):
         bias: dict[int, float] | None = None,
         on_token: Callable[[int, int], None] | None = None,
         use_cache: bool = True,
+        watch: tuple[int, int] | None = None,
     ) -> list[Generation]:
         """Greedy decoding of Q prompts of any lengths, together.
 
@@ -123,6 +126,7 @@ class VisionLanguageModel(nn.Module):
             seg_state: which state prompts the mask: the one that emitted `[SEG]` ("emit") or the one at its position ("at").
             ban: ids that are never generated. bias: id -> number added to its logit at the first new token only.
             on_token: called with (row, id) for each new token.
+            watch: (step, k): keep the k best candidates of that step in `Generation.options`.
             use_cache: False re-runs the whole prompt at each step; same result, slower.
         """
         from transformers import DynamicCache
@@ -139,7 +143,12 @@ class VisionLanguageModel(nn.Module):
             waiting = []
             if step == max_new_tokens or all(row.finished for row in rows):
                 break
-            new = self._choose(hidden, ban, bias if step == 0 else None)
+            scores = self._scores(hidden, ban, bias if step == 0 else None)
+            new = scores.argmax(-1)
+            if watch is not None and step == watch[0]:
+                best = scores.log_softmax(-1).topk(watch[1])
+                for row, values, tokens in zip(rows, best.values.tolist(), best.indices.tolist(), strict=True):
+                    row.options = list(zip(tokens, values, strict=True))
             for r, token in enumerate(new.tolist()):
                 if rows[r].finished:
                     continue
@@ -158,14 +167,14 @@ class VisionLanguageModel(nn.Module):
             feed = step_embeds if cache is not None else torch.cat([feed, step_embeds], 1)
         return rows
 
-    def _choose(self, hidden_QD: Tensor, ban: Sequence[int], bias: dict[int, float] | None) -> Tensor:
-        """The best next token of each row: (Q,)."""
+    def _scores(self, hidden_QD: Tensor, ban: Sequence[int], bias: dict[int, float] | None) -> Tensor:
+        """Scores of the next token of each row: (Q, V) float32."""
         scores = self.logits(hidden_QD).float()
         if ban:
             scores[:, list(ban)] = float("-inf")
         for token, value in (bias or {}).items():
             scores[:, token] += value
-        return scores.argmax(-1)
+        return scores
 
 
 def left_pad(embeds: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
