@@ -28,7 +28,7 @@ from lisaseg.vlms.base import Generation, ImageContext
 
 DEFAULT_NEW_TOKENS = 64
 REMEMBERED_PICTURES = 8
-MAX_NAME_TOKENS = 12  # of a reconsidered answer: a name, [SEG], a full stop
+NAME_TEMPERATURE = 3.0
 
 
 def load(
@@ -174,40 +174,35 @@ class Predictor:
                 for k, row in zip(forced, self._generate([jobs[k] for k in forced], max_new_tokens, on_text, prompts.FORCED_OPENING), strict=True):
                     rows[k] = row
             generated = time.perf_counter()
-            rows = self._reconsider(jobs, rows)
+            rows = [self._reconsider(job, row) for job, row in zip(jobs, rows, strict=True)]
             masks = [self._masks(job.encoded, row) for job, row in zip(jobs, rows, strict=True)]
         done = time.perf_counter()
         times = {"encode": 1e3 * (start - begin), "generate": 1e3 * (generated - start), "mask": 1e3 * (done - generated)}
         return [self._build(job, row, *m, times) for job, row, m in zip(jobs, rows, masks, strict=True)]
 
-    def _reconsider(self, jobs: Sequence[_Job], rows: list[Generation]) -> list[Generation]:
-        """Look before naming: among the likeliest names, give the one with the greatest probability x estimated IoU.
+    def _reconsider(self, job: _Job, row: Generation) -> Generation:
+        """Look before naming: of the names that are seen in the picture and the one that was generated, give the best.
 
-        "what would you stand on to ride a wave" makes "wave" likely although no wave is there to be seen; its mask scores low, the surfboard's high.
-        Only answers "It is the NAME [SEG]..." with one mask are reconsidered; names less likely than 1 % of the first are not.
+        "what would you stand on to ride a wave" makes "wave" likely although there may be none; its mask scores low, the surfboard's high. The
+        worth of a name is log p(name) / temperature + log(estimated IoU of its mask); the temperature allows for a language model that is too sure.
+        Only short answers "It is the NAME [SEG]." are reconsidered.
         """
-        k, named = self.model.config.candidates, self.tokenizer.plain(prompts.NAMED_OPENING)
-        if k < 2 or jobs[0].mode == "text":
-            return rows
-        others: list[tuple[int, int, float]] = []  # (row, first token of the name, log probability)
-        for r, row in enumerate(rows):
-            if len(row.states) == 1 and row.ids[: len(named)] == named and len(row.ids) > len(named):
-                best = row.options[0][1]
-                others += [(r, token, p) for token, p in row.options[1:k] if p > best - 4.6]
-        if not others:
-            return rows
-        again = self._generate([jobs[r] for r, _, _ in others], MAX_NAME_TOKENS, heads=[[*named, token] for _, token, _ in others])
-        chosen = list(rows)
-        value = {r: rows[r].options[0][1] + self._log_score(jobs[r], rows[r]) for r in {r for r, _, _ in others}}
-        for (r, _, p), row in zip(others, again, strict=True):
-            if len(row.states) == 1 and (worth := p + self._log_score(jobs[r], row)) > value[r]:
-                chosen[r], value[r] = row, worth
-        return chosen
-
-    def _log_score(self, job: _Job, row: Generation) -> float:
-        """Log of the decoder's estimate of the IoU of a row's only mask."""
-        _, score = self._decode(job.encoded, row)
-        return float(score[0].clamp(min=1e-3).log())
+        config, tokenizer, seg = self.model.config, self.tokenizer, self.tokenizer.seg_id
+        opening = tokenizer.plain(prompts.NAMED_OPENING)
+        if job.mode == "text" or config.candidates < 1 or len(row.states) != 1 or row.ids[: len(opening)] != opening:
+            return row
+        at = row.ids.index(seg)
+        if len(row.ids) > at + 3:  # more than a full stop follows: the rest would not fit another name
+            return row
+        names = [config.nouns[i] for i in self.model.vlm.seen_names(job.encoded.context, config.candidates)]
+        ways = [row.ids[: at + 1], *([*tokenizer.plain(f"{prompts.NAMED_OPENING} {name}"), seg] for name in names)]
+        ids = torch.tensor(job.ids, device=self.model.device)
+        embeds = self.model.vlm.embed(ids[None], job.encoded.context.tokens, torch.zeros(1, dtype=torch.long, device=ids.device))[0]
+        logp, states = self.model.vlm.score_continuations(embeds, ways)
+        _, scores = self._decode(job.encoded, states)
+        worth = logp[:, len(opening) :].sum(1) / NAME_TEMPERATURE + scores.clamp(min=1e-3).log()
+        best = int(worth.argmax())
+        return row if best == 0 else Generation(ways[best] + row.ids[at + 1 :], [states[best]], row.finished)
 
     def _generate(
         self,
@@ -215,15 +210,13 @@ class Predictor:
         max_new_tokens: int,
         on_text: Callable[[str], None] | None = None,
         opening: str = "",
-        heads: list[list[int]] | None = None,
     ) -> list[Generation]:
-        """Generate answers. `opening` is put in the model's mouth and a `[SEG]` behind it; `heads` are ids that each answer begins with."""
+        """Generate answers; `opening` is put in the model's mouth and a `[SEG]` behind it."""
         tokenizer, device = self.tokenizer, self.model.device
-        if heads is None:
-            heads = [tokenizer.encode([("answer", opening)], 0).ids if opening else []] * len(jobs)
-        prompt = [torch.tensor(job.ids + head, device=device) for job, head in zip(jobs, heads, strict=True)]
+        head = tokenizer.encode([("answer", opening)], 0).ids if opening else []
+        prompt = [torch.tensor(job.ids + head, device=device) for job in jobs]
         context = ImageContext.join([job.encoded.context for job in jobs])
-        sofar: list[int] = list(heads[0])
+        sofar: list[int] = list(head)
 
         def on_token(row: int, token: int) -> None:
             if on_text is not None and row == 0 and token != self.stop_id:
@@ -243,9 +236,8 @@ class Predictor:
             ban=[tokenizer.seg_id] if text_only else [],
             bias=bias,
             on_token=on_token,
-            watch=(len(tokenizer.plain(prompts.NAMED_OPENING)), max(1, self.model.config.candidates)),
         )
-        for row, head in zip(rows, heads, strict=True):
+        for row in rows:
             row.ids[:0] = head
         return rows
 
@@ -256,16 +248,15 @@ class Predictor:
         """Masks (H, W) bool at the picture's size and scores; nothing is encoded or decoded for an answer without `[SEG]`."""
         if not row.states:
             return [], []
-        logits, scores = self._decode(encoded, row)
+        logits, scores = self._decode(encoded, torch.stack(row.states))
         # one at a time: at the picture's own size a mask of logits can be large
         masks = [encoded.placement.undo(one[None].cpu())[0].gt(0).numpy() for one in logits]
         return masks, [None if s != s else round(float(s), 4) for s in scores.tolist()]
 
-    def _decode(self, encoded: Encoded, row: Generation) -> tuple[Tensor, Tensor]:
-        """Logits (N, h, w) on the canvas and scores (N,) of a row with at least one `[SEG]`."""
+    def _decode(self, encoded: Encoded, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, h, w) on the canvas and scores (N,) for states (N, D) behind `[SEG]`, N > 0."""
         if encoded.features is None:
             encoded.features = self.model.encode_mask_features(encoded.context)
-        states = torch.stack(row.states)
         index = torch.zeros(len(states), dtype=torch.long, device=states.device)
         return self.model.decode_masks(encoded.features, self.model.prompt_embeddings(states), index)
 

@@ -18,8 +18,7 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         seg_state: "emit" = the mask prompt is the state that emitted `[SEG]` (published LISA checkpoints); "at" = the state at its position.
         chat_template: name in `lisaseg.chat.TEMPLATES`.
         refusal_bias: added to the logit of a refusal's first word in mode "auto": trades false refusals against false masks.
-        candidates: how many names an answer that begins "It is the ..." considers; the one with the greatest probability x estimated IoU is
-            given. 1 = plain greedy decoding.
+        candidates: how many of the names that the tower sees an answer "It is the NAME [SEG]." is weighed against; 0 = plain greedy decoding.
         min_score: in mode "auto" an answer whose every mask scores less than this (the decoder's estimate of its own IoU, [0, 1]) becomes a refusal:
             the decoder found nothing that looks like the prompt.
         loss_weights: {"ce", "bce", "dice"}; the paper's are 1, 2, 0.5.
@@ -40,7 +39,7 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         chat_template: str = "chatml",
         refusal_bias: float = 0.0,
         min_score: float = 0.0,
-        candidates: int = 1,
+        candidates: int = 0,
         loss_weights: dict[str, float] | None = None,
         lora: dict[str, Any] | None = None,
         language_model: str | None = None,

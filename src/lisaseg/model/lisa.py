@@ -139,7 +139,6 @@ class LisaModel(PreTrainedModel):  # type: ignore[misc]
         bias: dict[int, float] | None = None,
         on_token: Callable[[int, int], None] | None = None,
         use_cache: bool = True,
-        watch: tuple[int, int] | None = None,
     ) -> list[Generation]:
         """Answer Q prompts (each (T,) ids with the picture's slot expanded) about the pictures of `context`.
 
@@ -157,7 +156,6 @@ class LisaModel(PreTrainedModel):  # type: ignore[misc]
             bias=bias,
             on_token=on_token,
             use_cache=use_cache,
-            watch=watch,
         )
 
 

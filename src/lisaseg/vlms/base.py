@@ -44,14 +44,12 @@ class ImageContext:
 class Generation:
     """What one row generated.
 
-    options: (token, log probability) of the best candidates at the watched step, best first; empty if no step was watched.
     ids: new token ids, the stop token included if it was reached. states: (n_seg, D) one for each generated `[SEG]`. finished: False = length limit.
     """
 
     ids: list[int] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
     finished: bool = False
-    options: list[tuple[int, float]] = field(default_factory=list)
 
 
 class VisionLanguageModel(nn.Module):
@@ -116,7 +114,6 @@ class VisionLanguageModel(nn.Module):
         bias: dict[int, float] | None = None,
         on_token: Callable[[int, int], None] | None = None,
         use_cache: bool = True,
-        watch: tuple[int, int] | None = None,
     ) -> list[Generation]:
         """Greedy decoding of Q prompts of any lengths, together.
 
@@ -126,7 +123,6 @@ class VisionLanguageModel(nn.Module):
             seg_state: which state prompts the mask: the one that emitted `[SEG]` ("emit") or the one at its position ("at").
             ban: ids that are never generated. bias: id -> number added to its logit at the first new token only.
             on_token: called with (row, id) for each new token.
-            watch: (step, k): keep the k best candidates of that step in `Generation.options`.
             use_cache: False re-runs the whole prompt at each step; same result, slower.
         """
         from transformers import DynamicCache
@@ -145,10 +141,6 @@ class VisionLanguageModel(nn.Module):
                 break
             scores = self._scores(hidden, ban, bias if step == 0 else None)
             new = scores.argmax(-1)
-            if watch is not None and step == watch[0]:
-                best = scores.log_softmax(-1).topk(watch[1])
-                for row, values, tokens in zip(rows, best.values.tolist(), best.indices.tolist(), strict=True):
-                    row.options = list(zip(tokens, values, strict=True))
             for r, token in enumerate(new.tolist()):
                 if rows[r].finished:
                     continue
@@ -175,6 +167,33 @@ class VisionLanguageModel(nn.Module):
         for token, value in (bias or {}).items():
             scores[:, token] += value
         return scores
+
+    def seen_names(self, context: ImageContext, k: int) -> list[int]:
+        """Indices in the config's `nouns` of the k names that the tower sees most clearly in one picture; none if the family has no such list."""
+        return []
+
+    @torch.no_grad()
+    def score_continuations(self, prompt_TD: Tensor, continuations: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """How likely each continuation of one prompt is: log probability of every token (n, L), 0 behind its end, and the states (n, D) that emitted
+        their last tokens. The prompt is read once for all."""
+        from transformers import DynamicCache
+
+        n, device = len(continuations), prompt_TD.device
+        lengths = torch.tensor([len(c) for c in continuations], device=device)
+        longest = int(lengths.max())
+        ids = torch.tensor([[*c, *([0] * (longest - len(c)))] for c in continuations], device=device)
+        cache = DynamicCache()
+        t = len(prompt_TD)
+        first = self.hidden_states(prompt_TD[None], None, torch.arange(t, device=device)[None], cache)[:, -1:]
+        cache.batch_repeat_interleave(n)
+        inside = torch.arange(longest - 1, device=device)[None] < lengths[:, None]
+        mask = torch.cat([torch.ones(n, t, device=device, dtype=torch.long), inside.long()], 1)
+        position = torch.arange(t, t + longest - 1, device=device).expand(n, -1)
+        rest = self.hidden_states(self.embed_ids(ids[:, :-1]), mask, position, cache)
+        hidden = torch.cat([first.expand(n, -1, -1), rest], 1)  # (n, L, D): each predicts the token of its place
+        logp = self.logits(hidden).float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+        logp = logp * (torch.arange(longest, device=device)[None] < lengths[:, None])
+        return logp, hidden[torch.arange(n, device=device), lengths - 1]
 
 
 def left_pad(embeds: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

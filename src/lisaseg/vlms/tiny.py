@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lisaseg.imaging import Placement, fit_longest_side
 from lisaseg.vlms.base import ImageContext, VisionLanguageModel
-from lisaseg.vlms.tiny_vision import TinyVision
+from lisaseg.vlms.tiny_vision import TOKEN_GRID, TinyVision, pool_valid
 
 
 class TinyVLM(VisionLanguageModel):
@@ -51,6 +51,11 @@ class TinyVLM(VisionLanguageModel):
 
     def set_compute_dtype(self, dtype: torch.dtype) -> None:
         self.vision.trunk.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def seen_names(self, context: ImageContext, k: int) -> list[int]:
+        maps = context.maps
+        shares = pool_valid(self.vision.neck.name_probabilities(maps.pixel), maps.valid, 2 * TOKEN_GRID)[0]  # (cells, V)
+        return [int(i) for i in shares.amax(0).topk(min(k, shares.shape[1])).indices]
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         table = self.language_model.get_input_embeddings()
