@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lisaseg.chat import ChatTemplate, Conversation, render
-from lisaseg.tokenization import IGNORED, TextTokenizer
+from lisaseg.tokenization import IGNORED, Tokenizer
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Batch:
 
 def pack(
     examples: Sequence[Example],
-    tokenizer: TextTokenizer,
+    tokenizer: Tokenizer,
     template: ChatTemplate,
     n_image_tokens: int,
     seg_state: str = "emit",
@@ -89,7 +89,7 @@ def pack(
 
 
 def _pack_row(
-    example: Example, tokenizer: TextTokenizer, template: ChatTemplate, n_image_tokens: int, seg_state: str
+    example: Example, tokenizer: Tokenizer, template: ChatTemplate, n_image_tokens: int, seg_state: str
 ) -> tuple[list[int], list[int], list[int], list[tuple[int, int]], list[int]]:
     """ids, positions, segment number of each token (0 = shared prefix), (column, label) pairs, columns of mask prompts."""
     ids: list[int] = []
