@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from lisaseg.errors import ModelLoadError, UsageError
 from lisaseg.model.checkpoint import LANGUAGE, load_language_model, load_strict, merge_lora
 from lisaseg.model.config import LisaConfig
 from lisaseg.model.lisa import LisaModel
-from lisaseg.model.published import added_tokens, is_published, read_config
+from lisaseg.model.published import added_tokens, hub_folder, is_published, read_config
 from lisaseg.tokenization import SentencePieceTokenizer, TextTokenizer, Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 
 
 def pick_device(device: str) -> torch.device:
@@ -47,11 +49,13 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
-def model_folder(name: str | Path) -> Path:
+def model_folder(name: str | Path, offline: bool = False) -> Path:
     """Folder of a preset, a path or a published checkpoint; it holds config.json and weights."""
     from lisaseg import store
 
     path = Path(name)
+    if not path.is_dir() and _HUB_ID.fullmatch(str(name)) and not path.parent.exists():
+        return hub_folder(str(name), offline)
     if path.is_dir() or (len(path.parts) > 1 and not any(p.name == str(name) for p in store.presets())):
         published = (path / "config.json").is_file() and is_published(path)
         for file in () if published else ("config.json", "model.safetensors"):
@@ -82,7 +86,7 @@ def load_model(name: str | Path, dtype: torch.dtype, offline: bool = False, devi
 
     A large (published) model is put on `device` as it is read; others are on the CPU.
     """
-    folder = model_folder(name)
+    folder = model_folder(name, offline)
     if is_published(folder):
         return load_published(folder, dtype, device or torch.device("cpu"), offline)
     config = _read_config(folder)

@@ -77,6 +77,18 @@ def is_published(folder: Path) -> bool:
     )
 
 
+def hub_folder(name: str, offline: bool = False) -> Path:
+    """Folder of a checkpoint in the hub's cache, fetched if need be and allowed; interrupted downloads go on where they stopped."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, local_files_only=offline, allow_patterns=["*.json", "*.bin", "*.safetensors", "tokenizer.model"]))
+    except Exception as error:  # the hub's client raises its own errors, those of its HTTP client and OSError
+        step = "Load it once without offline." if offline else "Check the name and the connection, or give a local folder."
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelLoadError(f"The checkpoint {name} cannot be had: {reason}", next_step=step, code="not_fetched") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; ModelLoadError if there is none."""
     try:

@@ -85,13 +85,19 @@ def kept_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     return dtype if name.startswith("vlm.") else torch.float32
 
 
-def load_weights(model: LisaModel, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-    """Fill an empty model from a published checkpoint; ModelLoadError names every tensor that does not fit, and its file."""
+def fitting_tensors(model: LisaModel, folder: Path) -> Iterator[tuple[str, list[str], Tensor]]:
+    """(the reference's key, our names, tensor) of a published checkpoint, file by file, for those that fit the model.
+
+    Raises:
+        ModelLoadError: at the end, if any tensor was missing, unexpected or of another shape; names each and its file.
+    """
     files, index, fallback = weight_files(folder)
-    own = {name: p for name, p in model.state_dict(keep_vars=True).items() if published_key(name) is not None}
+    shapes = {name: p.shape for name, p in model.state_dict(keep_vars=True).items()}
     wanted: dict[str, list[str]] = {}
-    for name in own:
-        wanted.setdefault(published_key(name) or "", []).append(name)
+    for name in shapes:
+        key = published_key(name)
+        if key is not None:
+            wanted.setdefault(key, []).append(name)
     seen: set[str] = set()
     problems: list[str] = []
     for file in files:
@@ -102,21 +108,34 @@ def load_weights(model: LisaModel, folder: Path, dtype: torch.dtype, device: tor
                 problems.append(f"unexpected: {key} in {file.name}")
                 continue
             seen.add(key)
-            for name in wanted[key]:
-                if tensor.shape != own[name].shape:
-                    problems.append(f"wrong shape: {key} in {file.name} is {tuple(tensor.shape)}, not {tuple(own[name].shape)}")
-                elif not tensor.is_floating_point():
-                    problems.append(f"wrong kind: {key} in {file.name} is {tensor.dtype}")
-                else:
-                    _place(model, name, tensor, kept_dtype(name, dtype), device)
+            shape = shapes[wanted[key][0]]
+            if tensor.shape != shape:
+                problems.append(f"wrong shape: {key} in {file.name} is {tuple(tensor.shape)}, not {tuple(shape)}")
+            elif not tensor.is_floating_point():
+                problems.append(f"wrong kind: {key} in {file.name} is {tensor.dtype}")
+            else:
+                yield key, wanted[key], tensor
     problems += [f"missing: {key}, expected in {index.get(key, fallback.name)}" for key in wanted if key not in seen]
     if problems:
         shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise ModelLoadError(f"{folder} does not fit the model ({shown}).", next_step="Fetch the named files again.", code="tensors")
 
 
+def load_weights(model: LisaModel, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+    """Fill an empty model from a published checkpoint, complete or not at all (ModelLoadError, see `fitting_tensors`)."""
+    for _, names, tensor in fitting_tensors(model, folder):
+        for name in names:
+            _place(model, name, tensor, kept_dtype(name, dtype), device)
+
+
 def load_tower(model: LisaModel, source: str, dtype: torch.dtype, device: torch.device, offline: bool) -> None:
     """Fill the vision tower from a folder or the hub cache; strict like the rest."""
+    for name, tensor in read_tower(source, offline).state_dict().items():
+        _place(model, f"vlm.vision.{name}", tensor, dtype, device)
+
+
+def read_tower(source: str, offline: bool = False) -> Any:
+    """The CLIPVisionModel of a folder or hub id in float32; ModelLoadError unless it is there completely."""
     from transformers import CLIPVisionModel
     from transformers.utils import logging as bars
 
@@ -136,8 +155,7 @@ def load_tower(model: LisaModel, source: str, dtype: torch.dtype, device: torch.
         raise ModelLoadError(
             f"The vision tower {source} does not fit ({'; '.join((lost + stray + wrong)[:8])}).", next_step="Fetch it again.", code="tensors"
         )
-    for name, tensor in tower.state_dict().items():
-        _place(model, f"vlm.vision.{name}", tensor, dtype, device)
+    return tower
 
 
 def _place(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> None:
