@@ -35,7 +35,7 @@ def load(
     """Load a model completely, or raise.
 
     Args:
-        name: preset ("lisa-tiny") or folder with config.json and model.safetensors.
+        name: preset ("lisa-tiny"), folder of a model, or hub id of a published checkpoint ("xinlai/LISA-7B-v1").
         device: "auto" (cuda, mps, else cpu) or a torch device.
         dtype: "auto" (bfloat16 where the hardware computes in it, else float32), "float32", "bfloat16", "float16". Mask decoding stays in float32.
         quantize: None; "8bit" and "4bit" are for the large models.

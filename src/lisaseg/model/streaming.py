@@ -24,11 +24,18 @@ _TOWER_ONLY = ("text_model.", "logit_scale", "visual_projection.", "text_project
 
 
 def empty_model(config: LisaConfig) -> LisaModel:
-    """The model without memory for its parameters; buffers, which no file holds, are real."""
+    """The model without memory for its parameters; buffers, which no file holds, are real. ModelLoadError if the config describes no model."""
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
-        return LisaModel(config).eval().requires_grad_(False)
+    try:
+        with init_empty_weights(include_buffers=False):
+            return LisaModel(config).eval().requires_grad_(False)
+    except Exception as error:  # the numbers come from a file, and each library refuses bad ones in its own way
+        raise ModelLoadError(
+            f"config.json (with sam_config.json and the vision tower's) describes no model that can be built: {error}.",
+            next_step="Fetch these files again.",
+            code="config_wrong",
+        ) from error
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str], Path]:
