@@ -32,9 +32,10 @@ def test_chatml_is_what_the_language_model_was_tuned_on() -> None:
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 @pytest.mark.parametrize("n", [1, 2, 5, MAX_TURNS])
 def test_every_template_keeps_turns_in_order_around_one_picture(name: str, n: int) -> None:
-    pieces = render(conversation(*((f"q{k}", f"a{k} [SEG]") for k in range(n))), get_template(name))
+    template = get_template(name)
+    pieces = render(conversation(*((f"q{k}", f"a{k} [SEG]") for k in range(n))), template)
     assert [v for kind, v in pieces if kind == "user"] == [f"q{k}" for k in range(n)]
-    assert [v for kind, v in pieces if kind == "answer"] == [f"a{k} [SEG]" for k in range(n)]
+    assert [v for kind, v in pieces if kind == "answer"] == [f"{template.around[0]}a{k} [SEG]{template.around[1]}" for k in range(n)]
     kinds = [kind for kind, _ in pieces]
     assert kinds.count("image") == 1 and kinds.index("image") < kinds.index("user")
     assert kinds.count("answer_end") == n and kinds[-1] == "answer_end"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lisaseg.chat import ChatTemplate, Conversation, render
-from lisaseg.tokenization import IGNORED, TextTokenizer
+from lisaseg.tokenization import IGNORED, Encoded, Tokenizer
 
 
 @dataclass
@@ -48,14 +48,22 @@ class Batch:
 
 def pack(
     examples: Sequence[Example],
-    tokenizer: TextTokenizer,
+    tokenizer: Tokenizer,
     template: ChatTemplate,
     n_image_tokens: int,
     seg_state: str = "emit",
     max_tokens: int = 1024,
 ) -> Batch:
     """Encode and pack. A conversation that would make a row longer than `max_tokens` is a ValueError: split it before."""
-    rows = [_pack_row(e, tokenizer, template, n_image_tokens, seg_state) for e in examples]
+    encoded = [[tokenizer.encode(render(c, template), n_image_tokens) for c in e.conversations] for e in examples]
+    return pack_encoded(encoded, [e.targets for e in examples], tokenizer.seg_id, seg_state, max_tokens)
+
+
+def pack_encoded(
+    encoded: Sequence[Sequence[Encoded]], targets: Sequence[Tensor], seg_id: int, seg_state: str = "emit", max_tokens: int = 1024
+) -> Batch:
+    """Pack the encoded conversations of each picture; see `pack`."""
+    rows = [_pack_row(e, len(t), seg_id, seg_state) for e, t in zip(encoded, targets, strict=True)]
     longest = max(len(r[0]) for r in rows)
     if longest > max_tokens:
         raise ValueError(f"A packed row has {longest} tokens, more than {max_tokens}.")
@@ -83,13 +91,13 @@ def pack(
         lab[:, 2],
         at[:, 0],
         at[:, 1],
-        [e.targets for e in examples],
-        sum(len(e.conversations) for e in examples),
+        list(targets),
+        sum(map(len, encoded)),
     )
 
 
 def _pack_row(
-    example: Example, tokenizer: TextTokenizer, template: ChatTemplate, n_image_tokens: int, seg_state: str
+    conversations: Sequence[Encoded], n_targets: int, seg_id: int, seg_state: str
 ) -> tuple[list[int], list[int], list[int], list[tuple[int, int]], list[int]]:
     """ids, positions, segment number of each token (0 = shared prefix), (column, label) pairs, columns of mask prompts."""
     ids: list[int] = []
@@ -97,8 +105,7 @@ def _pack_row(
     segment: list[int] = []
     labels: list[tuple[int, int]] = []
     segs: list[int] = []
-    for k, conversation in enumerate(example.conversations):
-        encoded = tokenizer.encode(render(conversation, template), n_image_tokens)
+    for k, encoded in enumerate(conversations):
         p = encoded.prefix
         if k == 0:
             ids, positions, segment = encoded.ids[:p], list(range(p)), [0] * p
@@ -106,11 +113,11 @@ def _pack_row(
         for i in range(p, len(encoded.ids)):
             if encoded.labels[i] != IGNORED:
                 labels.append((i - 1 + offset, encoded.labels[i]))
-                if encoded.ids[i] == tokenizer.seg_id:
+                if encoded.ids[i] == seg_id:
                     segs.append(i - 1 + offset if seg_state == "emit" else i + offset)
         ids += encoded.ids[p:]
         positions += list(range(p, len(encoded.ids)))
         segment += [k + 1] * (len(encoded.ids) - p)
-    if len(segs) != len(example.targets):
-        raise ValueError(f"The conversations hold {len(segs)} [SEG], {len(example.targets)} targets are given.")
+    if len(segs) != n_targets:
+        raise ValueError(f"The conversations hold {len(segs)} [SEG], {n_targets} targets are given.")
     return ids, positions, segment, labels, segs

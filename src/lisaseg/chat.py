@@ -21,7 +21,7 @@ class ChatTemplate:
     """How a family of models writes a conversation, as pieces.
 
     head: before everything. image: around the picture, which stands in front of the first instruction. user, assistant: what opens each role.
-    between: after a complete turn. end: the token that ends an answer.
+    between: after a complete turn. end: the token that ends an answer. around: what every answer begins and ends with; part of the answer.
     """
 
     name: str
@@ -31,6 +31,7 @@ class ChatTemplate:
     head: tuple[Piece, ...] = ()
     image: tuple[Piece, ...] = (("image", ""), ("text", "\n"))
     between: tuple[Piece, ...] = ()
+    around: tuple[str, str] = ("", "")
 
 
 CHATML = ChatTemplate(
@@ -40,7 +41,37 @@ CHATML = ChatTemplate(
     assistant=(("special", "<|im_end|>"), ("text", "\n"), ("special", "<|im_start|>"), ("text", "assistant\n")),
     between=(("text", "\n"),),
 )
-TEMPLATES = {t.name: t for t in (CHATML,)}
+# The templates of the published LISA checkpoints. The picture stands between <im_start> and <im_end>, except in "..._bare" (LISA++).
+_WRAPPED: tuple[Piece, ...] = (("special", "<im_start>"), ("image", ""), ("special", "<im_end>"), ("text", "\n"))
+_V1_SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+_LLAMA_2_SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+)
+LLAVA_V1 = ChatTemplate(
+    "llava_v1",
+    end="</s>",
+    user=(("text", "USER: "),),
+    assistant=(("text", " ASSISTANT:"),),
+    head=(("special", "<s>"), ("text", f"{_V1_SYSTEM} ")),
+    image=_WRAPPED,
+    around=(" ", ""),
+)
+LLAVA_LLAMA_2 = ChatTemplate(
+    "llava_llama_2",
+    end="</s>",
+    user=(),
+    assistant=(("text", " [/INST]"),),
+    head=(("special", "<s>"), ("text", f"[INST] <<SYS>>\n{_LLAMA_2_SYSTEM}\n<</SYS>>\n\n")),
+    image=_WRAPPED,
+    between=(("special", "<s>"), ("text", "[INST] ")),
+    around=(" ", " "),
+)
+_BARE = [replace(t, name=f"{t.name}_bare", image=(("image", ""), ("text", "\n"))) for t in (LLAVA_V1, LLAVA_LLAMA_2)]
+TEMPLATES = {t.name: t for t in (CHATML, LLAVA_V1, LLAVA_LLAMA_2, *_BARE)}
 
 
 def get_template(name: str) -> ChatTemplate:
@@ -90,7 +121,8 @@ def render(conversation: Conversation, template: ChatTemplate) -> list[Piece]:
         pieces.append(("user", turn.instruction))
         pieces += template.assistant
         if turn.answer is not None:
-            pieces += [("answer", turn.answer), ("answer_end", template.end)]
+            before, after = template.around
+            pieces += [("answer", f"{before}{turn.answer}{after}"), ("answer_end", template.end)]
     return pieces
 
 

@@ -22,7 +22,7 @@ from lisaseg.chat import Conversation, get_template, render, spans
 from lisaseg.errors import InstructionError, UsageError
 from lisaseg.imaging import ImageSource, Picture, Placement, open_image
 from lisaseg.model.lisa import LisaModel
-from lisaseg.tokenization import TextTokenizer, clean_instruction
+from lisaseg.tokenization import Tokenizer, clean_instruction
 from lisaseg.types import MODES, Answer, Mode, Segment, Status, Turn
 from lisaseg.vlms.base import Generation, ImageContext
 
@@ -37,7 +37,7 @@ def load(
     """Load a model completely, or raise.
 
     Args:
-        name: preset ("lisa-tiny") or folder with config.json and model.safetensors.
+        name: preset ("lisa-tiny"), folder of a model, or hub id of a published checkpoint ("xinlai/LISA-7B-v1").
         device: "auto" (cuda, mps, else cpu) or a torch device.
         dtype: "auto" (bfloat16 where the hardware computes in it, else float32), "float32", "bfloat16", "float16". Mask decoding stays in float32.
         quantize: None; "8bit" and "4bit" are for the large models.
@@ -52,16 +52,20 @@ def load(
     if quantize is not None:
         raise UsageError(f"quantize={quantize!r} is not available for lisa-tiny: it is small already.", next_step="Leave quantize out.")
     where = pick_device(device)
-    model, tokenizer = load_model(name, pick_dtype(dtype, where), offline)
+    model, tokenizer = load_model(name, pick_dtype(dtype, where), offline, where)
     return Predictor(model.to(where), tokenizer, name=str(name))
 
 
 @dataclass
 class Encoded:
-    """A picture that the model has looked at. features: mask features, made when the first mask is needed."""
+    """A picture that the model has looked at.
+
+    features: mask features, made when the first mask is needed. placement: where the picture lies on the canvas of the masks; None until then if the
+    mask decoder has pixels of its own.
+    """
 
     picture: Picture
-    placement: Placement
+    placement: Placement | None
     context: ImageContext
     features: Any = field(default=None)
 
@@ -81,7 +85,7 @@ class _Job:
 class Predictor:
     """A loaded model that answers questions about pictures. Get one from `lisaseg.load`."""
 
-    def __init__(self, model: LisaModel, tokenizer: TextTokenizer, name: str) -> None:
+    def __init__(self, model: LisaModel, tokenizer: Tokenizer, name: str) -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.template = get_template(model.config.chat_template)
         self.stop_id = tokenizer.special(self.template.end)
@@ -248,17 +252,30 @@ class Predictor:
         """Masks (H, W) bool at the picture's size and scores; nothing is encoded or decoded for an answer without `[SEG]`."""
         if not row.states:
             return [], []
+        placement = self._mask_features(encoded)
         logits, scores = self._decode(encoded, torch.stack(row.states))
         # one at a time: at the picture's own size a mask of logits can be large
-        masks = [encoded.placement.undo(one[None].cpu())[0].gt(0).numpy() for one in logits]
+        masks = [placement.undo(one[None].cpu())[0].gt(0).numpy() for one in logits]
         return masks, [None if s != s else round(float(s), 4) for s in scores.tolist()]
 
     def _decode(self, encoded: Encoded, states: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, h, w) on the canvas and scores (N,) for states (N, D) behind `[SEG]`, N > 0."""
-        if encoded.features is None:
-            encoded.features = self.model.encode_mask_features(encoded.context)
+        self._mask_features(encoded)
         index = torch.zeros(len(states), dtype=torch.long, device=states.device)
         return self.model.decode_masks(encoded.features, self.model.prompt_embeddings(states), index)
+
+    def _mask_features(self, encoded: Encoded) -> Placement:
+        """See to it that the picture is encoded for masks, once; returns where it lies on their canvas."""
+        decoder: Any = self.model.mask_decoder
+        if encoded.features is None:
+            pixels = None
+            if decoder.needs_pixels:
+                pixels, encoded.placement = decoder.preprocess(encoded.picture.rgb)
+                pixels = pixels[None].to(self.model.device)
+            encoded.features = self.model.encode_mask_features(encoded.context, pixels)
+        if encoded.placement is None:
+            raise ValueError(f"Neither {self.model.vlm.family} nor the mask decoder says where the picture lies on the canvas.")
+        return encoded.placement
 
     def _build(
         self, job: _Job, row: Generation, masks: list[np.ndarray], scores: list[float | None], times: dict[str, float]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests import published_random
 from tests.tiny_random import encode_pictures, noise
 from torch import Tensor
 
@@ -28,9 +29,15 @@ def build_tiny(taught: Taught) -> tuple[Any, list[Any]]:
     return decoder, [decoder.encode(None, c.maps) for c in (context, *context.split())]
 
 
+def build_sam(_: Taught) -> tuple[Any, list[Any]]:
+    decoder: Any = published_random.build_model().mask_decoder
+    pixels = torch.stack([decoder.preprocess(rgb)[0] for rgb in PICTURES])
+    return decoder, [decoder.encode(p) for p in (pixels, *pixels.split(1))]
+
+
 Built = tuple[Any, list[Any]]
 # name -> a small decoder with random weights in eval mode; its features of all PICTURES together, then of each alone
-BUILDERS: dict[str, Callable[[Taught], Built]] = {"tiny": build_tiny}
+BUILDERS: dict[str, Callable[[Taught], Built]] = {"tiny": build_tiny, "sam": build_sam}
 
 
 @pytest.fixture(scope="module", params=MASK_DECODERS.names())
@@ -62,6 +69,17 @@ def test_shapes_and_ranges(built: Built, n: int) -> None:
     assert logits.shape == (n, *logits.shape[2:], logits.shape[2]) and scores.shape == (n,)
     assert torch.isfinite(logits).all()
     assert all(math.isnan(s) or 0 <= s <= 1 for s in scores.tolist())
+
+
+def test_pixels_of_its_own_keep_the_way_back(built: Built) -> None:
+    if not built[0].needs_pixels:
+        return
+    for rgb in (noise(0, 1, 1), noise(0, 3, 200), noise(0, 33, 47)):
+        pixels, placement = built[0].preprocess(rgb)
+        height, width = placement.resized_hw
+        assert placement.original_hw == rgb.shape[:2] and pixels.shape == (3, placement.canvas, placement.canvas)
+        assert placement.canvas == built[0].canvas and torch.isfinite(pixels).all()
+        assert not pixels[:, height:].any() and not pixels[:, :, width:].any(), "padding is zero after normalising"
 
 
 def test_logits_cover_the_canvas(built: Built) -> None:

@@ -52,7 +52,7 @@ def test_list_is_honest(pinned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     found = {info.name: info for info in room.presets()}
     assert list(found) == ["lisa-tiny", *PUBLISHED]
     assert found["lisa-tiny"].state == "not pulled"
-    assert {found[name].state for name in PUBLISHED} == {"not supported by this version yet"}
+    assert {found[name].state for name in PUBLISHED} == {"fetched from the hub by the first load"}
     assert all(info.licence and info.description and info.trained_on for info in found.values())
 
 
@@ -67,7 +67,7 @@ def test_unknown_names_are_told_the_known_ones(call: Any) -> None:
             call(name)
         assert caught.value.exit_code == 2
     for name in PUBLISHED:
-        with pytest.raises(ModelLoadError, match="not supported") as refused:
+        with pytest.raises(ModelLoadError, match="fetched from the hub") as refused:
             call(name)
         assert refused.value.exit_code == 3
 

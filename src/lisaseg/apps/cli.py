@@ -186,6 +186,18 @@ def models_verify(name: Annotated[str, typer.Argument(help="Name of a preset.")]
         raise typer.Exit(3)
 
 
+@models_app.command("convert")
+def models_convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a published LISA checkpoint (.bin or safetensors).")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder; an existing one is refused.")],
+) -> None:
+    """Turn a published checkpoint into safetensors with a manifest of every tensor."""
+    from lisaseg.model.convert import convert_checkpoint
+
+    convert_checkpoint(source, out)
+    typer.echo(str(out))
+
+
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file, see recipes/.")],

@@ -7,6 +7,7 @@ A mask decoder is an `nn.Module` with
     decode(features, prompts (N, C), image_index (N,)) -> (logits (N, h, w) float32 on the canvas, scores (N,) in [0, 1] or NaN)
     needs_pixels: bool                      whether `encode` wants pixels of its own
     canvas: int                             side S of the square canvas that logits refer to
+    preprocess(rgb) -> (pixels, placement)  only if `needs_pixels`: uint8 (H, W, 3) -> (3, S, S) and where the picture lies on the canvas
 
 N = 0 is legal. Add yours to `MASK_DECODERS` or name it "package.module:Class".
 """
@@ -15,4 +16,4 @@ from __future__ import annotations
 
 from lisaseg.registry import Registry
 
-MASK_DECODERS = Registry("mask_decoders", {"tiny": "lisaseg.mask_decoders.tiny:TinyMaskDecoder"})
+MASK_DECODERS = Registry("mask_decoders", {"tiny": "lisaseg.mask_decoders.tiny:TinyMaskDecoder", "sam": "lisaseg.mask_decoders.sam:SamMaskDecoder"})

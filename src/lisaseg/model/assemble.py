@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from lisaseg.errors import ModelLoadError, UsageError
 from lisaseg.model.checkpoint import LANGUAGE, load_language_model, load_strict, merge_lora
 from lisaseg.model.config import LisaConfig
 from lisaseg.model.lisa import LisaModel
-from lisaseg.tokenization import TextTokenizer
+from lisaseg.model.published import added_tokens, hub_folder, is_published, read_config
+from lisaseg.tokenization import SentencePieceTokenizer, TextTokenizer, Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 
 
 def pick_device(device: str) -> torch.device:
@@ -46,13 +49,16 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
-def model_folder(name: str | Path) -> Path:
-    """Folder with config.json and model.safetensors of a preset or path."""
+def model_folder(name: str | Path, offline: bool = False) -> Path:
+    """Folder of a preset, a path or a published checkpoint; it holds config.json and weights."""
     from lisaseg import store
 
     path = Path(name)
+    if not path.is_dir() and _HUB_ID.fullmatch(str(name)) and not path.parent.exists():
+        return hub_folder(str(name), offline)
     if path.is_dir() or (len(path.parts) > 1 and not any(p.name == str(name) for p in store.presets())):
-        for file in ("config.json", "model.safetensors"):
+        published = (path / "config.json").is_file() and is_published(path)
+        for file in () if published else ("config.json", "model.safetensors"):
             if not (path / file).is_file():
                 raise ModelLoadError(
                     f"{path} is not a lisaseg model: {file} is missing.",
@@ -75,9 +81,14 @@ def _read_config(folder: Path) -> LisaConfig:
         ) from error
 
 
-def load_model(name: str | Path, dtype: torch.dtype, offline: bool = False) -> tuple[LisaModel, TextTokenizer]:
-    """The model of a preset or folder on the CPU, complete, adapters merged; language model and trunk in `dtype`, the rest in float32."""
-    folder = model_folder(name)
+def load_model(name: str | Path, dtype: torch.dtype, offline: bool = False, device: torch.device | None = None) -> tuple[LisaModel, Tokenizer]:
+    """The model of a preset or folder, complete, adapters merged; language model and vision in `dtype`, seg head and mask decoder in float32.
+
+    A large (published) model is put on `device` as it is read; others are on the CPU.
+    """
+    folder = model_folder(name, offline)
+    if is_published(folder):
+        return load_published(folder, dtype, device or torch.device("cpu"), offline)
     config = _read_config(folder)
     file = folder / "model.safetensors"
     try:
@@ -97,3 +108,25 @@ def load_model(name: str | Path, dtype: torch.dtype, offline: bool = False) -> t
     model.requires_grad_(False)
     model.vlm.set_compute_dtype(dtype)
     return model.eval(), TextTokenizer(language_folder, model.vlm.seg_token_id, model.vlm.image_token_id)
+
+
+def load_published(
+    folder: Path, dtype: torch.dtype, device: torch.device, offline: bool = False, chat_template: str | None = None
+) -> tuple[LisaModel, SentencePieceTokenizer]:
+    """A published checkpoint and its tokenizer; `chat_template` as for `read_config`."""
+    from lisaseg.vlms.llava import IMAGE_TOKEN_ID
+
+    added = added_tokens(folder)
+    tokenizer = SentencePieceTokenizer(folder / "tokenizer.model", added, IMAGE_TOKEN_ID)  # cheap: before the weights
+    config, tower = read_config(folder, added, chat_template, offline)
+    return fill_published(config, folder, tower, dtype, device, offline), tokenizer
+
+
+def fill_published(config: LisaConfig, folder: Path, tower: str, dtype: torch.dtype, device: torch.device, offline: bool = False) -> LisaModel:
+    """The model of `read_config` with its weights, in eval mode and frozen."""
+    from lisaseg.model.streaming import empty_model, load_tower, load_weights
+
+    model = empty_model(config)
+    load_weights(model, folder, dtype, device)
+    load_tower(model, tower, dtype, device, offline)
+    return model.to(device).eval()

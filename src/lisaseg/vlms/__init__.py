@@ -9,4 +9,4 @@ from __future__ import annotations
 
 from lisaseg.registry import Registry
 
-VLMS = Registry("vlms", {"tiny": "lisaseg.vlms.tiny:TinyVLM"})
+VLMS = Registry("vlms", {"tiny": "lisaseg.vlms.tiny:TinyVLM", "llava": "lisaseg.vlms.llava:LlavaVLM"})

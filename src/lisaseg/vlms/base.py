@@ -22,7 +22,7 @@ SegState = Literal["emit", "at"]
 class ImageContext:
     """B encoded pictures. tokens (B, T_image, D) for the language model; maps: what the family's tower offers to the mask decoder.
 
-    `maps` has `split() -> list` (one picture each) and the class method `join(list)`.
+    `maps` has `split() -> list` (one picture each) and the class method `join(list)`; None = the mask decoder looks at the pixels itself.
     """
 
     tokens: Tensor
@@ -30,14 +30,16 @@ class ImageContext:
 
     def split(self) -> list[ImageContext]:
         """One context for each picture."""
-        return [ImageContext(t[None], m) for t, m in zip(self.tokens, self.maps.split(), strict=True)]
+        maps = [None] * len(self.tokens) if self.maps is None else self.maps.split()
+        return [ImageContext(t[None], m) for t, m in zip(self.tokens, maps, strict=True)]
 
     @classmethod
     def join(cls, contexts: Sequence[ImageContext]) -> ImageContext:
         """The contexts of several pictures as one."""
         if len(contexts) == 1:
             return contexts[0]
-        return cls(torch.cat([c.tokens for c in contexts]), type(contexts[0].maps).join([c.maps for c in contexts]))
+        first = contexts[0].maps
+        return cls(torch.cat([c.tokens for c in contexts]), None if first is None else type(first).join([c.maps for c in contexts]))
 
 
 @dataclass
@@ -66,8 +68,16 @@ class VisionLanguageModel(nn.Module):
     n_image_tokens: int
     hidden_size: int
 
-    def preprocess(self, rgb: np.ndarray) -> tuple[dict[str, Tensor], Placement]:
-        """uint8 (H, W, 3) -> tensors of one picture, without batch axis, for `encode_image`; and where the picture lies on the canvas."""
+    @classmethod
+    def build(cls, language_model: Any, config: Any) -> VisionLanguageModel:
+        """The family with the arguments that a `LisaConfig` holds; override it if the family needs more of the config than `config.vlm`."""
+        return cls(language_model, **{k: v for k, v in config.vlm.items() if k != "family"})  # type: ignore[call-arg]
+
+    def preprocess(self, rgb: np.ndarray) -> tuple[dict[str, Tensor], Placement | None]:
+        """uint8 (H, W, 3) -> tensors of one picture, without batch axis, for `encode_image`; and where the picture lies on the canvas.
+
+        None instead of a placement if the mask decoder has pixels and a canvas of its own.
+        """
         raise NotImplementedError
 
     def encode_image(self, inputs: dict[str, Tensor]) -> ImageContext:

@@ -34,6 +34,10 @@ class TinyVLM(VisionLanguageModel):
         self.seg_in = nn.Parameter(torch.randn(self.hidden_size) * 0.1)
         self.seg_out = nn.Parameter(torch.randn(self.hidden_size) * 0.02)
 
+    @classmethod
+    def build(cls, language_model: Any, config: Any) -> TinyVLM:
+        return cls(language_model, n_nouns=len(config.nouns), **{k: v for k, v in config.vlm.items() if k != "family"})
+
     @property
     def canvas(self) -> int:
         """Side of the square canvas in pixels."""

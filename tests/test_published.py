@@ -1,0 +1,216 @@
+"""Published checkpoints load completely or not at all, from every form that people have them in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.golden.reference import EXTRAS
+from tests.published_folder import published_tensors, random_model, write_folder, write_weights
+from tests.tiny_random import noise
+
+from lisaseg import load
+from lisaseg.errors import ModelLoadError, UsageError
+from lisaseg.model.assemble import load_model, load_published
+from lisaseg.model.convert import convert_checkpoint, tensor_sha256
+from lisaseg.model.lisa import LisaModel
+from lisaseg.model.published import COMPUTED, published_key, read_config
+from lisaseg.model.streaming import empty_model
+
+CPU = torch.device("cpu")
+ONE_OF_EACH = (
+    "lm_head.weight", "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "model.mm_projector.bias", "model.text_hidden_fcs.0.2.weight",
+    "model.visual_model.image_encoder.blocks.1.attn.rel_pos_h", "model.visual_model.image_encoder.pos_embed",
+    "model.visual_model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", "model.visual_model.prompt_encoder.mask_downscaling.4.bias",
+    "model.visual_model.mask_decoder.output_hypernetworks_mlps.3.layers.1.weight", "model.visual_model.mask_decoder.iou_token.weight",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> LisaModel:
+    return random_model()
+
+
+@pytest.fixture(scope="module")
+def folder(model: LisaModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("checkpoint") / "LISA", model)
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(folder, tmp_path / "LISA")
+
+
+def equal(first: LisaModel, second: LisaModel) -> None:
+    a, b = first.state_dict(), second.state_dict()
+    assert set(a) == set(b)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(("form", "shards"), [("bin", 1), ("bin", 3), ("safetensors", 1), ("safetensors", 2)])
+@pytest.mark.parametrize("projector", ["linear", "mlp2x_gelu"])
+def test_every_form_loads_and_is_equal(tmp_path: Path, form: str, shards: int, projector: str) -> None:
+    made = random_model(projector)
+    loaded, tokenizer = load_model(write_folder(tmp_path / "LISA", made, projector, form, shards), torch.float32, offline=True)
+    equal(made, loaded)
+    assert tokenizer.seg_id == loaded.vlm.seg_token_id == 384 and loaded.vlm.n_image_tokens == 4
+    assert not any(p.requires_grad or p.is_meta for p in loaded.parameters())
+    assert not any(b.is_meta for b in loaded.buffers()), "what no file holds is computed"
+
+
+def test_old_pickles_load_too(copy: Path, model: LisaModel) -> None:
+    for file in copy.glob("*.bin"):
+        torch.save(torch.load(file, weights_only=True), file, _use_new_zipfile_serialization=False)
+    equal(model, load_published(copy, torch.float32, CPU, True)[0])
+
+
+def test_dtypes_by_part(folder: Path) -> None:
+    loaded, _ = load_published(folder, torch.bfloat16, CPU, True)
+    assert {p.dtype for p in loaded.vlm.parameters()} == {torch.bfloat16}
+    assert {p.dtype for part in (loaded.seg_head, loaded.mask_decoder) for p in part.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_load_and_one_question(folder: Path, dtype: str) -> None:
+    predictor = load(folder, device="cpu", dtype=dtype, offline=True)
+    answer = predictor.ask(noise(1, 50, 70), "Where is the bus?", mode="segment", max_new_tokens=4)
+    assert len(answer.masks) >= 1 and answer.masks.shape[1:] == (50, 70)
+    assert not predictor.ask(noise(1, 50, 70), "Where is the bus?", mode="text", max_new_tokens=4).segments
+    assert predictor.counters == {"image_encodings": 1, "mask_encodings": 1}
+
+
+@pytest.mark.parametrize("harm", ["drop", "rename", "reshape", "add", "integers"])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_any_harm_is_named_with_its_file(copy: Path, model: LisaModel, name: str, harm: str) -> None:
+    tensors = published_tensors(model)
+    places = json.loads((copy / "pytorch_model.bin.index.json").read_text())["weight_map"]
+    tensor = tensors[name] if harm == "add" else tensors.pop(name)
+    wrong = {"drop": {}, "rename": {f"{name}_": tensor}, "reshape": {name: tensor[None]}, "add": {f"{name}.extra": tensor},
+             "integers": {name: tensor.int()}}[harm]  # fmt: skip
+    file = places[name]
+    part = {key: value for key, value in tensors.items() if places[key] == file} | wrong
+    torch.save(part, copy / file)
+    with pytest.raises(ModelLoadError) as caught:
+        load_published(copy, torch.float32, CPU, True)
+    assert caught.value.exit_code == 3 and all(text in str(caught.value) for text in (name, file, *wrong))
+
+
+def test_a_tower_that_does_not_fit_is_named(copy: Path) -> None:
+    from safetensors.torch import save_file
+
+    file = copy / "clip" / "model.safetensors"
+    tensors = load_file(file)
+    lost = next(key for key in tensors if key.endswith("layers.1.mlp.fc1.weight"))
+    save_file({key: value for key, value in tensors.items() if key != lost}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"layers\.1\.mlp\.fc1\.weight"):
+        load_published(copy, torch.float32, CPU, True)
+
+
+def cut(name: str, keep: float = 0.5) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[: int((folder / name).stat().st_size * keep)]) and None
+
+
+def change(**values: object) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | values))
+
+    return apply
+
+
+@pytest.mark.parametrize(("harm", "told"), [
+    (lambda folder: (folder / "pytorch_model-00002-of-00002.bin").unlink(), "pytorch_model-00002-of-00002.bin"),
+    (cut("pytorch_model-00001-of-00002.bin"), "pytorch_model-00001-of-00002.bin"),
+    (cut("pytorch_model.bin.index.json"), "pytorch_model.bin.index.json"),
+    (cut("config.json"), "config.json"),
+    (cut("sam_config.json"), "sam_config.json"),
+    (cut("tokenizer.model", 0.01), "tokenizer.model"),
+    (lambda folder: (folder / "tokenizer.model").unlink(), "tokenizer.model"),
+    (lambda folder: (folder / "added_tokens.json").unlink(), "added_tokens.json"),
+    (lambda folder: shutil.rmtree(folder / "clip"), "vision tower"),
+    (change(vision_tower=None, mm_vision_tower=None), "vision_tower"),
+    (change(vocab_size=384), "vocabulary"),
+    (change(out_dim=64), "out_dim"),
+    (change(mm_projector_type="resampler"), "resampler"),
+    (change(hidden_size="wide"), "config.json"),
+    (change(num_attention_heads=0), "config.json"),
+    (change(num_hidden_layers="two"), "config.json"),
+])  # fmt: skip
+def test_every_wrong_folder_has_its_message(copy: Path, harm: Callable[[Path], None], told: str) -> None:
+    harm(copy)
+    with pytest.raises(ModelLoadError) as caught:
+        load(copy, device="cpu", dtype="float32", offline=True)
+    assert told in str(caught.value) and caught.value.exit_code == 3
+
+
+def test_a_single_damaged_safetensors_file(copy: Path, model: LisaModel) -> None:
+    for file in copy.glob("pytorch_model*"):
+        file.unlink()
+    with pytest.raises(ModelLoadError, match="holds no weights"):
+        load_published(copy, torch.float32, CPU, True)
+    write_weights(copy, published_tensors(model), "safetensors", 1)
+    cut("model.safetensors")(copy)
+    with pytest.raises(ModelLoadError, match=r"model\.safetensors is damaged"):
+        load_published(copy, torch.float32, CPU, True)
+
+
+def test_what_is_not_on_this_machine_is_said_offline(copy: Path) -> None:
+    with pytest.raises(ModelLoadError, match="nobody/LISA-0B"):
+        load("nobody/LISA-0B", device="cpu", offline=True)
+    change(vision_tower="nobody/clip-of-nobody")(copy)
+    with pytest.raises(ModelLoadError, match="nobody/clip-of-nobody"):
+        load(copy, device="cpu", offline=True)
+
+
+def test_bare_pictures_where_the_config_says_so(copy: Path) -> None:
+    change(mm_use_im_start_end=False)(copy)
+    assert load_published(copy, torch.float32, CPU, True)[0].config.chat_template == "llava_v1_bare"
+
+
+def test_conversion_keeps_every_value(copy: Path, model: LisaModel, tmp_path: Path) -> None:
+    out = convert_checkpoint(copy, tmp_path / "converted", offline=True, shard_bytes=200_000)
+    shutil.rmtree(copy)  # the result stands by itself
+    assert not list(out.rglob("*.bin")) and len(list(out.glob("model-*.safetensors"))) > 1
+    equal(model, load_published(out, torch.float32, CPU, True)[0])
+    tensors = {key: value for file in out.glob("model-*.safetensors") for key, value in load_file(file).items()}
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["tensors"] == {key: tensor_sha256(key, value) for key, value in tensors.items()}
+    assert set(tensors) == {key for key in published_tensors(model) if not COMPUTED.match(key)}
+    assert {"config.json", "tokenizer.model", "added_tokens.json"} <= set(manifest["files"])
+
+
+def test_conversion_overwrites_nothing_and_leaves_nothing(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UsageError, match="exists"):
+        convert_checkpoint(copy, tmp_path / "there", offline=True)
+    cut("pytorch_model-00002-of-00002.bin")(copy)
+    with pytest.raises(ModelLoadError, match="00002"):
+        convert_checkpoint(copy, tmp_path / "new", offline=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["LISA", "there"]
+
+
+REAL = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32004},
+    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40, "vocab_size": 32003},
+}
+
+
+@pytest.mark.parametrize("size", sorted(REAL))
+def test_keys_and_shapes_at_real_size(tmp_path: Path, size: str) -> None:
+    """Without sam_config.json; nothing is allocated."""
+    clip = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": 224}
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_text(json.dumps({"model_type": "clip_vision_model"} | clip))
+    values = REAL[size] | {"model_type": "llava", "train_mask_decoder": True, "out_dim": 256, "vision_tower": "./clip", "hidden_act": "silu"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config, _ = read_config(tmp_path, {"[SEG]": 32000}, offline=True)
+    built = empty_model(config)
+    ours = {published_key(name): list(p.shape) for name, p in built.state_dict().items() if published_key(name) is not None}
+    stored = json.loads((EXTRAS / f"checkpoint_keys_{size}.json").read_text("utf-8"))
+    assert ours == {key: shape for key, (shape, _) in stored.items() if not COMPUTED.match(key)}
+    assert built.vlm.n_image_tokens == 256 and built.mask_decoder.canvas == 1024
+    assert all(p.is_meta for p in built.parameters())
