@@ -163,7 +163,11 @@ def test_scenes_are_well_formed(book: NounBook, seed: int) -> None:
     for turn in turns:
         well_formed(turn)
         if turn.answer == prompts.NO_TARGET:
-            assert not any(f" {name} " in f" {turn.instruction.rstrip('.?')} " for name in seen), "what is there is not asked for as absent"
+            # The definition of an absent thing may speak of one that is there ("a hand covering" where a hand is): that is the temptation.
+            names = [word for name in seen for word in (name, *book.of(name).synonyms)]
+            by_name = {question.format(text=word) for question in prompts.NAME_QUESTIONS for word in names}
+            assert turn.instruction not in by_name, "what is there is not asked for as absent"
+            assert not any(d in turn.instruction for name in seen for d in book.of(name).definitions)
     with_mask = [turn for turn in turns if turn.masks]
     assert len(scene.targets) == len(with_mask) and set(scene.targets) <= seen
     assert all(turn.answer is not None and f"the {name} [SEG]" in turn.answer for turn, name in zip(with_mask, scene.targets, strict=True))

@@ -15,6 +15,7 @@ mistakes; for quality use a published 7B or 13B checkpoint.
 
 ```python
 import lisaseg
+
 answer = lisaseg.load("lisa-tiny").ask("photo.jpg", "the thing one drinks from")
 ```
 
