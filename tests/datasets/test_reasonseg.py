@@ -48,7 +48,7 @@ points = st.lists(st.tuples(st.floats(-40, 90), st.floats(-40, 90)), min_size=1,
 
 @given(points=points, height=st.integers(1, 50), width=st.integers(1, 50))
 def test_filling_is_the_part_of_a_larger_picture(points: list[tuple[float, float]], height: int, width: int) -> None:
-    """A polygon inside the picture is filled the same wherever it lies. (What leaves the picture is clipped as OpenCV does; the goldens hold that.)"""
+    """A polygon inside the picture is filled the same wherever it lies. What leaves it is clipped as OpenCV does: see the goldens."""
     inside = [(int(x) % width, int(y) % height) for x, y in points]
     small = np.zeros((height, width), np.uint8)
     fill_polygon(small, inside, 1)
