@@ -35,10 +35,11 @@ Generated mode (the model decides whether to answer with a mask), ReasonSeg's qu
 
 {scores}
 
-The scores are somewhat optimistic. The validation queries were not trained on, but they were looked at: scenes with tempting nouns were added during the
-run after reading the answers to nine `val_plain` queries, and of three ways to name the target (greedy; the likeliest first words; the
-names that are seen) the last was kept because it scored best on the same sets (greedy: 37.2 on all 205 of `val_plain`, 15.1 on `val`). `min_score` was set on
-names of `coco_val`. A set that nobody has looked at would be the fair test. The gIoU of `val_plain` and of the categories is over a random subset.
+The scores are somewhat optimistic. The validation queries were not trained on, but they were looked at: scenes with tempting nouns were
+added during the run after reading the answers to nine `val_plain` queries, and of three ways to name the target (greedy; the likeliest
+first words; the names that are seen) the last was kept because it scored best on the same sets (greedy: 37.2 on all 205 of `val_plain`,
+15.1 on `val`). `min_score` was set on names of `coco_val`. A set that nobody has looked at would be the fair test. The gIoU of `val_plain`
+and of the categories is over a random subset.
 
 ## Parts and licences
 
