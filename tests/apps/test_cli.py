@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 import lisaseg
 from lisaseg.apps import bench, cli, console
+from lisaseg.apps.commands import options
 from lisaseg.errors import InstructionError, ModelLoadError
 from lisaseg.types import MODES, Answer, Segment
 
@@ -234,7 +235,7 @@ def test_model_text_cannot_steer_the_terminal(model: StandIn, picture: Path) -> 
 
 
 def test_modes_are_those_of_the_library() -> None:
-    assert get_args(cli.Mode) == MODES
+    assert get_args(options.Mode) == MODES
 
 
 # --- chat -----------------------------------------------------------------------------------------------------------------------------------------

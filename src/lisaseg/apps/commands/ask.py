@@ -1,0 +1,78 @@
+"""`lisaseg ask` and `lisaseg chat`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from lisaseg.apps.commands.options import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    DtypeOption,
+    ImageArgument,
+    ModelOption,
+    ModeOption,
+    OfflineOption,
+    OutOption,
+    TokensOption,
+    load_predictor,
+    picture_and_stem,
+)
+from lisaseg.errors import UsageError
+
+NO_MASK = 4
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(ask)
+    app.command()(chat)
+
+
+def ask(
+    image: ImageArgument,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The instruction: a question, a sentence or a noun phrase.")],
+    model: ModelOption = DEFAULT_MODEL,
+    out: OutOption = None,
+    mode: ModeOption = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON, masks as COCO RLE.")] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    offline: OfflineOption = False,
+    max_new_tokens: TokensOption = None,
+) -> None:
+    """Ask one question about one picture."""
+    from lisaseg.apps import console
+
+    picture, stem = picture_and_stem(image)
+    limits: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    answer = load_predictor(model, device, dtype, offline).ask(picture, text, mode=mode, **limits)
+    files = answer.save(out, stem) if out is not None else []
+    console.warn(answer.warnings)
+    if as_json:
+        typer.echo(json.dumps(answer.to_dict(), ensure_ascii=False))
+    else:
+        console.show_answer(answer, files)
+    found = any(segment.area for segment in answer.segments)
+    if not found and (mode == "segment" or (mode == "auto" and answer.status == "no_target")):
+        raise typer.Exit(NO_MASK)
+
+
+def chat(
+    image: ImageArgument,
+    model: ModelOption = DEFAULT_MODEL,
+    out: OutOption = None,
+    mode: ModeOption = "auto",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    offline: OfflineOption = False,
+) -> None:
+    """Talk about one picture, turn by turn; reads lines from a pipe too."""
+    from lisaseg.apps.console import ChatLoop
+
+    if image == "-":
+        raise UsageError("chat reads your lines from standard input, so the picture cannot come from there.", next_step="Pass the path of a picture.")
+    picture, stem = picture_and_stem(image)
+    ChatLoop(load_predictor(model, device, dtype, offline).chat(picture), mode=mode, out=out, stem=stem).run()

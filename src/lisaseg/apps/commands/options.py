@@ -1,0 +1,47 @@
+"""Arguments and options that several commands share, and how they become a predictor and a picture."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from lisaseg.predictor import Predictor
+
+DEFAULT_MODEL = "lisa-tiny"
+
+Mode = Literal["auto", "segment", "explain", "text"]  # a copy of lisaseg.types.Mode, which would load numpy; a test holds them equal
+ImageArgument = Annotated[str, typer.Argument(metavar="IMAGE", help="Path of a picture, or - for standard input.")]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Preset, folder, or hub id.")]
+ModeOption = Annotated[
+    Mode, typer.Option("--mode", help="auto: the model decides; segment: always a mask; explain: mask and reason; text: words only.")
+]
+OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write overlay, masks and JSON here.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Open no network connection.")]
+TokensOption = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Length limit of the answer; default: the model's.")]
+
+
+def load_predictor(name: str, device: str, dtype: str, offline: bool) -> Predictor:
+    """`lisaseg.load`, imported now."""
+    from lisaseg import predictor
+
+    return predictor.load(name, device=device, dtype=dtype, offline=offline)
+
+
+def picture_and_stem(image: str) -> tuple[Any, str]:
+    """What `Predictor` takes, and the stem of the files to write. A wrong path fails here, before the model is loaded."""
+    from lisaseg.apps import console
+    from lisaseg.imaging import LIMITS, open_image
+
+    if image != "-":
+        if not Path(image).is_file():
+            open_image(image)  # says what is wrong
+        return Path(image), Path(image).stem
+    picture = open_image(sys.stdin.buffer.read(LIMITS.max_bytes + 1), name="The picture from standard input")
+    console.warn(picture.warnings)
+    return picture.rgb, "stdin"

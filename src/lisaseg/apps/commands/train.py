@@ -1,0 +1,30 @@
+"""`lisaseg train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lisaseg.errors import UsageError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(train)
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file, see recipes/.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Override one value; may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe, data and model, then stop.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint of the run, if there is one.")] = True,
+) -> None:
+    """Train or fine-tune as a recipe says."""
+    for override in overrides or []:
+        if not override.partition("=")[0].strip() or "=" not in override:
+            raise UsageError(f"--set {override!r} is not of the form key=value.", next_step="Write for example --set optim.lr=1e-4.")
+    from lisaseg.train import run_recipe
+
+    run_recipe(recipe, overrides or [], resume=resume, dry_run=dry_run)
