@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lisaseg.chat import Conversation, get_template, render, spans
 from lisaseg.errors import InstructionError, UsageError
 from lisaseg.imaging import ImageSource, Picture, Placement, open_image
 from lisaseg.model.lisa import LisaModel
+from lisaseg.model.memory import Setting, cheaper, memory_limit
 from lisaseg.tokenization import Tokenizer, clean_instruction
 from lisaseg.types import MODES, Answer, Mode, Segment, Status, Turn
 from lisaseg.vlms.base import Generation, ImageContext
@@ -32,7 +33,13 @@ NAME_TEMPERATURE = 3.0
 
 
 def load(
-    name: str | Path = "lisa-tiny", *, device: str = "auto", dtype: str = "auto", quantize: str | None = None, offline: bool = False
+    name: str | Path = "lisa-tiny",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str | None = None,
+    device_map: str | Mapping[str, str | int] | None = None,
+    offline: bool = False,
 ) -> Predictor:
     """Load a model completely, or raise.
 
@@ -40,7 +47,8 @@ def load(
         name: preset ("lisa-tiny"), folder of a model, or hub id of a published checkpoint ("xinlai/LISA-7B-v1").
         device: "auto" (cuda, mps, else cpu) or a torch device.
         dtype: "auto" (bfloat16 where the hardware computes in it, else float32), "float32", "bfloat16", "float16". Mask decoding stays in float32.
-        quantize: None; "8bit" and "4bit" are for the large models.
+        quantize: None, "8bit" or "4bit" (bitsandbytes): the layers of a published checkpoint's language model; all else keeps its precision.
+        device_map: None; "auto" spreads a published checkpoint's language model over the GPUs, then memory, then disk; or a table {module: device}.
         offline: open no network connection.
 
     Raises:
@@ -48,12 +56,13 @@ def load(
         UsageError: unknown name or option.
     """
     from lisaseg.model.assemble import load_model, pick_device, pick_dtype
+    from lisaseg.model.quantize import check_quantize
 
-    if quantize is not None:
-        raise UsageError(f"quantize={quantize!r} is not available for lisa-tiny: it is small already.", next_step="Leave quantize out.")
+    check_quantize(quantize)
     where = pick_device(device)
-    model, tokenizer = load_model(name, pick_dtype(dtype, where), offline, where)
-    return Predictor(model.to(where), tokenizer, name=str(name))
+    setting = Setting(pick_dtype(dtype, where), quantize)
+    model, tokenizer = load_model(name, setting.dtype, offline, where, quantize, device_map)
+    return Predictor(model, tokenizer, name=str(name), setting=setting)
 
 
 @dataclass
@@ -85,8 +94,9 @@ class _Job:
 class Predictor:
     """A loaded model that answers questions about pictures. Get one from `lisaseg.load`."""
 
-    def __init__(self, model: LisaModel, tokenizer: Tokenizer, name: str) -> None:
+    def __init__(self, model: LisaModel, tokenizer: Tokenizer, name: str, setting: Setting | None = None) -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self.setting = setting or Setting(model.dtype)
         self.template = get_template(model.config.chat_template)
         self.stop_id = tokenizer.special(self.template.end)
         self._remembered: OrderedDict[str, Encoded] = OrderedDict()
@@ -167,6 +177,11 @@ class Predictor:
 
     def _answer(self, jobs: Sequence[_Job], max_new_tokens: int, on_text: Callable[[str], None] | None = None) -> list[tuple[Conversation, Answer]]:
         """Generate, decode masks, build answers: the whole line for several questions at once. All jobs have one mode."""
+        fewer = "Ask fewer questions at once." if len(jobs) > 1 else cheaper(self.setting, self.model.device)
+        with memory_limit(f"Answering in {self.setting} on {self.model.device}", fewer):
+            return self._line(jobs, max_new_tokens, on_text)
+
+    def _line(self, jobs: Sequence[_Job], max_new_tokens: int, on_text: Callable[[str], None] | None) -> list[tuple[Conversation, Answer]]:
         begin = time.perf_counter()
         for job, encoded in zip(jobs, self.encode([job.picture for job in jobs]), strict=True):
             job.encoded = encoded

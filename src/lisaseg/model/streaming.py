@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from lisaseg.errors import ModelLoadError
 from lisaseg.model.config import LisaConfig
+from lisaseg.model.devices import Placing
 from lisaseg.model.lisa import LisaModel
+from lisaseg.model.memory import kept_dtype
 from lisaseg.model.published import COMPUTED, published_key, read_json, tower_missing
+from lisaseg.model.quantize import is_quantized, quantized
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _TOWER_ONLY = ("text_model.", "logit_scale", "visual_projection.", "text_projection.")  # of a whole CLIP, which is the tower's usual home
@@ -87,11 +90,6 @@ def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     yield from loaded.items()
 
 
-def kept_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """The language side in the compute dtype; seg head and SAM, which are small or sensitive, in float32."""
-    return dtype if name.startswith("vlm.") else torch.float32
-
-
 def fitting_tensors(model: LisaModel, folder: Path) -> Iterator[tuple[str, list[str], Tensor]]:
     """(the reference's key, our names, tensor) of a published checkpoint, file by file, for those that fit the model.
 
@@ -128,17 +126,17 @@ def fitting_tensors(model: LisaModel, folder: Path) -> Iterator[tuple[str, list[
         raise ModelLoadError(f"{folder} does not fit the model ({shown}).", next_step="Fetch the named files again.", code="tensors")
 
 
-def load_weights(model: LisaModel, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+def load_weights(model: LisaModel, folder: Path, dtype: torch.dtype, placing: Placing) -> None:
     """Fill an empty model from a published checkpoint, complete or not at all (ModelLoadError, see `fitting_tensors`)."""
     for _, names, tensor in fitting_tensors(model, folder):
         for name in names:
-            _place(model, name, tensor, kept_dtype(name, dtype), device)
+            _place(model, name, tensor, kept_dtype(name, dtype), placing)
 
 
-def load_tower(model: LisaModel, source: str, dtype: torch.dtype, device: torch.device, offline: bool) -> None:
+def load_tower(model: LisaModel, source: str, dtype: torch.dtype, placing: Placing, offline: bool) -> None:
     """Fill the vision tower from a folder or the hub cache; strict like the rest."""
     for name, tensor in read_tower(source, offline).state_dict().items():
-        _place(model, f"vlm.vision.{name}", tensor, dtype, device)
+        _place(model, f"vlm.vision.{name}", tensor, dtype, placing)
 
 
 def read_tower(source: str, offline: bool = False) -> Any:
@@ -165,12 +163,17 @@ def read_tower(source: str, offline: bool = False) -> Any:
     return tower
 
 
-def _place(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+def _place(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, placing: Placing) -> None:
     """Put a copy of a tensor where an empty parameter is; a copy, because the tensor may be a window into a file."""
     path, _, leaf = name.rpartition(".")
     module: Any = model.get_submodule(path)
-    value = tensor.to(device=device, dtype=dtype, copy=True)
-    if leaf in module._parameters:
-        module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    device = placing.device_of(name)
+    if device is None:
+        placing.to_disk(name, tensor.to(dtype))
+        module._parameters[leaf] = nn.Parameter(torch.empty_like(tensor, dtype=dtype, device="meta"), requires_grad=False)  # it is read in this dtype
+    elif is_quantized(module._parameters.get(leaf)):
+        module._parameters[leaf] = quantized(module, tensor.to(dtype=dtype, copy=True), device)
+    elif leaf in module._parameters:
+        module._parameters[leaf] = nn.Parameter(tensor.to(device=device, dtype=dtype, copy=True), requires_grad=False)
     else:
-        module._buffers[leaf] = value
+        module._buffers[leaf] = tensor.to(device=device, dtype=dtype, copy=True)

@@ -22,15 +22,22 @@ ModeOption = Annotated[
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write overlay, masks and JSON here.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+QuantizeOption = Annotated[
+    Literal["8bit", "4bit"] | None, typer.Option("--quantize", help="Smaller weights for the published checkpoints (needs bitsandbytes).")
+]
+DeviceMapOption = Annotated[
+    Literal["auto"] | None, typer.Option("--device-map", help="auto: spread a published checkpoint over GPUs, memory and disk.")
+]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Open no network connection.")]
 TokensOption = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Length limit of the answer; default: the model's.")]
 
 
-def load_predictor(name: str, device: str, dtype: str, offline: bool) -> Predictor:
+def load_predictor(name: str, device: str, dtype: str, offline: bool, quantize: str | None = None, device_map: str | None = None) -> Predictor:
     """`lisaseg.load`, imported now."""
     from lisaseg import predictor
 
-    return predictor.load(name, device=device, dtype=dtype, offline=offline)
+    smaller = {option: value for option, value in (("quantize", quantize), ("device_map", device_map)) if value is not None}
+    return predictor.load(name, device=device, dtype=dtype, offline=offline, **smaller)
 
 
 def picture_and_stem(image: str) -> tuple[Any, str]:

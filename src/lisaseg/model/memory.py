@@ -1,0 +1,129 @@
+"""How much memory a model needs in each precision, how much there is, and what to say when it is not enough.
+
+Everything is counted on the empty model (`streaming.empty_model`), so no weight is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lisaseg.errors import LisaSegError, ModelLoadError
+from lisaseg.model.quantize import BYTES
+
+if TYPE_CHECKING:
+    from lisaseg.model.lisa import LisaModel
+
+PARTS = {"language model": "vlm.language_model.", "vision tower": "vlm.vision.", "projector": "vlm.projector.", "seg head": "seg_head.",
+         "mask decoder": "mask_decoder."}  # fmt: skip
+FULL = "vlm."  # what is held in the compute dtype; the rest is in float32
+_LAYERS = "vlm.language_model.model.layers."
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is held: the compute dtype of the language side, and how the weights of its layers are quantised."""
+
+    dtype: torch.dtype = torch.float32
+    quantize: str | None = None
+
+    def __str__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.")
+        return f"{self.quantize} ({name})" if self.quantize else name
+
+
+def kept_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The language side in the compute dtype; seg head and mask decoder, which are small or overflow in float16, in float32."""
+    return dtype if name.startswith(FULL) else torch.float32
+
+
+def bytes_of(model: LisaModel, setting: Setting) -> dict[str, int]:
+    """Bytes of the weights of each of `PARTS`; the model may be empty, and is not quantised yet."""
+    found = dict.fromkeys(PARTS, 0)
+    for name, p in model.named_parameters():
+        part = next((part for part, prefix in PARTS.items() if name.startswith(prefix)), None)
+        if part is None:
+            continue
+        small = setting.quantize is not None and name.startswith(_LAYERS) and p.ndim == 2
+        size = BYTES[str(setting.quantize)] if small else kept_dtype(name, setting.dtype).itemsize
+        found[part] += round(p.numel() * size)
+    return found
+
+
+def parameters_of(model: LisaModel) -> dict[str, int]:
+    """Number of parameters of each of `PARTS`."""
+    return {part: sum(p.numel() for n, p in model.named_parameters() if n.startswith(prefix)) for part, prefix in PARTS.items()}
+
+
+def cache_bytes(model: LisaModel, setting: Setting, tokens: int) -> int:
+    """Bytes of the keys and values of one conversation of `tokens`."""
+    config = model.vlm.language_model.config
+    head = config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * config.num_key_value_heads * head * tokens * setting.dtype.itemsize)
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device now (swap included for the CPU); None if this system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+        values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.split()[1:]}
+        return values["MemAvailable"] + values.get("SwapFree", 0)
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # macOS and Windows do not say
+        return None
+
+
+def cheaper(setting: Setting, device: torch.device) -> str:
+    """The next cheaper setting than this one, as a next step."""
+    if setting.quantize == "4bit":
+        step = "Use lisa-tiny, which runs in 2 GB"
+    elif setting.quantize == "8bit":
+        step = 'Use quantize="4bit" (--quantize 4bit)'
+    elif setting.dtype.itemsize > 2:
+        step = 'Use dtype="bfloat16" (--dtype bfloat16)'
+    else:
+        step = 'Use quantize="8bit" (--quantize 8bit)'
+    return step + (', or device_map="auto" to spread it.' if device.type == "cuda" and setting.quantize is None else ".")
+
+
+def check_fits(model: LisaModel, setting: Setting, device: torch.device) -> None:
+    """ModelLoadError if the weights cannot fit: better than a load that is killed by the system after minutes."""
+    need, free = sum(bytes_of(model, setting).values()), available_bytes(device)
+    if free is not None and need > free:
+        raise ModelLoadError(
+            f"The weights need {need / 1e9:.1f} GB in {setting}; {device} has {free / 1e9:.1f} GB free.",
+            next_step=cheaper(setting, device),
+            code="out_of_memory",
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on whatever device."""
+    said = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(text in said for text in ("out of memory", "not enough memory", "can't allocate memory"))
+    )
+
+
+@contextmanager
+def memory_limit(doing: str, next_step: str, kind: type[LisaSegError] = LisaSegError) -> Iterator[None]:
+    """Turn running out of memory inside into an error of ours; `doing` begins its sentence."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise kind(f"{doing} needs more memory than there is.", next_step=next_step, code="out_of_memory") from error
