@@ -79,9 +79,7 @@ def main() -> None:
             changed, same = f"{100 * row['state_change']:.2f} %", f"{100 * row['same_next_token']:.1f} %"
             print(f"{row['fixture']:10} {row['setting']:16} {changed:>17} {same:>16} {row['mask_iou']:>13.3f}", flush=True)
     if out is not None:
-        write_aside(
-            out, (json.dumps({"command": "python benchmarks/quantized.py", "results": results}, indent=1) + "\n").encode()
-        )
+        write_aside(out, (json.dumps({"command": "python benchmarks/quantized.py", "results": results}, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

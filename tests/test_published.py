@@ -84,14 +84,21 @@ def test_one_load_and_one_question(folder: Path, dtype: str) -> None:
     assert predictor.counters == {"image_encodings": 1, "mask_encodings": 1}
 
 
-@pytest.mark.parametrize("harm", ["drop", "rename", "reshape", "add", "integers"])
+def spoilt(tensor: torch.Tensor, value: float) -> torch.Tensor:
+    out = tensor.clone()
+    out.view(-1)[-1] = value
+    return out
+
+
+@pytest.mark.parametrize("harm", ["drop", "rename", "reshape", "add", "integers", "nan", "infinite"])
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_any_harm_is_named_with_its_file(copy: Path, model: LisaModel, name: str, harm: str) -> None:
     tensors = published_tensors(model)
     places = json.loads((copy / "pytorch_model.bin.index.json").read_text())["weight_map"]
     tensor = tensors[name] if harm == "add" else tensors.pop(name)
     wrong = {"drop": {}, "rename": {f"{name}_": tensor}, "reshape": {name: tensor[None]}, "add": {f"{name}.extra": tensor},
-             "integers": {name: tensor.int()}}[harm]  # fmt: skip
+             "integers": {name: tensor.int()}, "nan": {name: spoilt(tensor, float("nan"))}, "infinite": {name: spoilt(tensor, -float("inf"))},
+             }[harm]  # fmt: skip
     file = places[name]
     part = {key: value for key, value in tensors.items() if places[key] == file} | wrong
     torch.save(part, copy / file)

@@ -6,6 +6,7 @@ tokenizer. It holds no vision tower: config.json says where that is. SAM's sizes
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -78,13 +79,20 @@ def is_published(folder: Path) -> bool:
 
 
 def hub_folder(name: str, offline: bool = False) -> Path:
-    """Folder of a checkpoint in the hub's cache, fetched if need be and allowed; interrupted downloads go on where they stopped."""
-    from huggingface_hub import snapshot_download
+    """Folder of a checkpoint in the hub's cache, fetched if need be and allowed; interrupted downloads go on where they stopped.
 
+    Of weights in both forms only the safetensors are fetched.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    wanted, without = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"], ["training_args.bin", "optimizer*", "runs/*"]
     try:
-        return Path(snapshot_download(name, local_files_only=offline, allow_patterns=["*.json", "*.bin", "*.safetensors", "tokenizer.model"]))
+        if not offline:
+            with contextlib.suppress(OSError, RuntimeError):  # no connection: what is in the cache will do, if it is whole
+                without += ["*.bin"] if any(file.endswith(".safetensors") for file in HfApi().list_repo_files(name)) else []
+        return Path(snapshot_download(name, local_files_only=offline, allow_patterns=wanted, ignore_patterns=without))
     except Exception as error:  # the hub's client raises its own errors, those of its HTTP client and OSError
-        step = "Load it once without offline." if offline else "Check the name and the connection, or give a local folder."
+        step = "Load it once without offline." if offline else "Check the name and the connection, or give a local folder; what was fetched is kept."
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelLoadError(f"The checkpoint {name} cannot be had: {reason}", next_step=step, code="not_fetched") from error
 

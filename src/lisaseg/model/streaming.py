@@ -6,6 +6,7 @@ together with the file that it should be in.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lisaseg.model.lisa import LisaModel
 from lisaseg.model.memory import kept_dtype
 from lisaseg.model.published import COMPUTED, published_key, read_json, tower_missing
 from lisaseg.model.quantize import is_quantized, quantized
+from lisaseg.store import read_manifest
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _TOWER_ONLY = ("text_model.", "logit_scale", "visual_projection.", "text_projection.")  # of a whole CLIP, which is the tower's usual home
@@ -90,13 +92,25 @@ def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     yield from loaded.items()
 
 
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes: it finds damage at several GB a second."""
+    return zlib.crc32(bytes_of_tensor(tensor))
+
+
+def bytes_of_tensor(tensor: Tensor) -> memoryview:
+    """The bytes of a CPU tensor in row order."""
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data  # type: ignore[no-any-return]
+
+
 def fitting_tensors(model: LisaModel, folder: Path) -> Iterator[tuple[str, list[str], Tensor]]:
     """(the reference's key, our names, tensor) of a published checkpoint, file by file, for those that fit the model.
 
     Raises:
-        ModelLoadError: at the end, if any tensor was missing, unexpected or of another shape; names each and its file.
+        ModelLoadError: at the end, if any tensor was missing, unexpected, of another shape, not a number somewhere, or (where a manifest tells)
+            changed; names each and its file.
     """
     files, index, fallback = weight_files(folder)
+    sums = read_manifest(folder).get("crc32", {})
     shapes = {name: p.shape for name, p in model.state_dict(keep_vars=True).items()}
     wanted: dict[str, list[str]] = {}
     for name in shapes:
@@ -118,6 +132,10 @@ def fitting_tensors(model: LisaModel, folder: Path) -> Iterator[tuple[str, list[
                 problems.append(f"wrong shape: {key} in {file.name} is {tuple(tensor.shape)}, not {tuple(shape)}")
             elif not tensor.is_floating_point():
                 problems.append(f"wrong kind: {key} in {file.name} is {tensor.dtype}")
+            elif tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():  # either is NaN if any number is
+                problems.append(f"damaged: {key} in {file.name} holds numbers that are not finite")
+            elif key in sums and sums[key] != checksum(tensor):
+                problems.append(f"damaged: {key} in {file.name} is not what manifest.json says")
             else:
                 yield key, wanted[key], tensor
     problems += [f"missing: {key}, expected in {index.get(key, fallback.name)}" for key in wanted if key not in seen]

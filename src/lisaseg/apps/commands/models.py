@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lisaseg.apps.commands.options import DEFAULT_MODEL, OfflineOption
+from lisaseg.apps.commands.options import DEFAULT_MODEL, DeviceOption, DtypeOption, OfflineOption, load_predictor
+
+if TYPE_CHECKING:
+    from lisaseg.predictor import Predictor
 
 
 def register(app: typer.Typer) -> None:
@@ -46,23 +50,46 @@ def models_pull(name: Annotated[str, typer.Argument(help="Name of a preset.")] =
     typer.echo(str(folder))
 
 
-def models_verify(name: Annotated[str, typer.Argument(help="Name of a preset.")] = DEFAULT_MODEL) -> None:
+def models_verify(
+    name: Annotated[str, typer.Argument(help="Preset, or folder or hub id of a published checkpoint.")] = DEFAULT_MODEL,
+    picture: Annotated[bool, typer.Option(help="Repeat the stored answer, if there is one: loads the whole model.")] = True,
+    device: DeviceOption = "auto",
+    offline: OfflineOption = False,
+) -> None:
     """Read every weight file and compare it with its checksum; exit 3 if one is wrong."""
     from lisaseg.apps.console import show_table
-    from lisaseg.store import verify
+    from lisaseg.store import is_preset, verify
 
-    checks = verify(name)
+    if is_preset(name):
+        checks = verify(name)
+    else:
+        from lisaseg.model.verify import verify_checkpoint
+
+        load = partial(_load, device=device) if picture else None
+        checks = verify_checkpoint(name, offline=offline, load=load)
     show_table(["", "check", "detail", "next step"], [["OK" if c.ok else "FAIL", c.name, c.detail, c.next_step] for c in checks])
     if not all(check.ok for check in checks):
         raise typer.Exit(3)
 
 
 def models_convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a published LISA checkpoint (.bin or safetensors).")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder or hub id of a published LISA checkpoint (.bin or safetensors).")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder; an existing one is refused.")],
+    picture: Annotated[bool, typer.Option(help="Also load it, ask about a picture and keep the answer for `models verify`.")] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    offline: OfflineOption = False,
 ) -> None:
     """Turn a published checkpoint into safetensors with a manifest of every tensor."""
     from lisaseg.model.convert import convert_checkpoint
 
-    convert_checkpoint(source, out)
+    convert_checkpoint(source, out, offline=offline)
+    if picture:
+        from lisaseg.model.verify import record_picture
+
+        record_picture(out, _load(out, dtype, device=device))
     typer.echo(str(out))
+
+
+def _load(folder: Path, dtype: str, device: str) -> Predictor:
+    return load_predictor(str(folder), device, dtype, offline=True)
