@@ -34,7 +34,7 @@ SETTINGS: list[tuple[torch.dtype, str | None]] = [
 def measure(golden: Golden, dtype: torch.dtype, quantize: str | None) -> dict[str, Any]:
     """Change of one setting against the stored outputs of one fixture."""
     config, tower = read_config(golden.folder, golden.meta["added_vocab"], golden.meta["conv_type"], offline=True)
-    golden.model = model = fill_published(config, golden.folder, tower, dtype, torch.device("cpu"), True, quantize)
+    golden.model = model = fill_published(config, golden.folder, tower, dtype, torch.device("cpu"), quantize)
     rows = [(b, row) for b, rows in enumerate(golden.rows()) for row in rows]
     with torch.no_grad():
         context = model.encode_image({"pixels": golden.inputs["images_clip"]})

@@ -139,16 +139,15 @@ def load_published(
     added = added_tokens(folder)
     tokenizer = SentencePieceTokenizer(folder / "tokenizer.model", added, IMAGE_TOKEN_ID)  # cheap: before the weights
     config, tower = read_config(folder, added, chat_template, offline)
-    return fill_published(config, folder, tower, dtype, device, offline, quantize, device_map), tokenizer
+    return fill_published(config, folder, tower, dtype, device, quantize, device_map), tokenizer
 
 
 def fill_published(
     config: LisaConfig,
     folder: Path,
-    tower: str,
+    tower: Path,
     dtype: torch.dtype,
     device: torch.device,
-    offline: bool = False,
     quantize: str | None = None,
     device_map: str | DeviceMap | None = None,
 ) -> LisaModel:
@@ -167,7 +166,7 @@ def fill_published(
     placing = place(model, setting, device, device_map)
     with memory_limit(f"{folder} in {setting} on {device}", cheaper(setting, device), ModelLoadError):
         load_weights(model, folder, dtype, placing)
-        load_tower(model, tower, dtype, placing, offline)
+        load_tower(model, tower, dtype, placing)
         for part in (model.vlm.vision, model.vlm.projector, model.seg_head, model.mask_decoder):  # buffers, which no file holds
             part.to(device)  # type: ignore[union-attr]
         if placing.table:

@@ -52,7 +52,7 @@ def convert_checkpoint(src: str | Path, out: str | Path, *, offline: bool = Fals
     aside.mkdir(parents=True)
     try:
         hashes, sums = _write_weights(empty_model(config), folder, aside, shard_bytes)
-        read_tower(tower, offline).save_pretrained(aside / _TOWER)
+        read_tower(tower).save_pretrained(aside / _TOWER)
         write_manifest(aside / _TOWER)
         for name in _KEPT:
             if (folder / name).is_file():

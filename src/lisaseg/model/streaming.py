@@ -20,7 +20,7 @@ from lisaseg.model.config import LisaConfig
 from lisaseg.model.devices import Placing
 from lisaseg.model.lisa import LisaModel
 from lisaseg.model.memory import kept_dtype
-from lisaseg.model.published import COMPUTED, published_key, read_json, tower_missing
+from lisaseg.model.published import COMPUTED, published_key, read_json, tower_wrong
 from lisaseg.model.quantize import is_quantized, quantized
 from lisaseg.store import read_manifest
 
@@ -151,23 +151,23 @@ def load_weights(model: LisaModel, folder: Path, dtype: torch.dtype, placing: Pl
             _place(model, name, tensor, kept_dtype(name, dtype), placing)
 
 
-def load_tower(model: LisaModel, source: str, dtype: torch.dtype, placing: Placing, offline: bool) -> None:
-    """Fill the vision tower from a folder or the hub cache; strict like the rest."""
-    for name, tensor in read_tower(source, offline).state_dict().items():
+def load_tower(model: LisaModel, source: Path, dtype: torch.dtype, placing: Placing) -> None:
+    """Fill the vision tower from its folder; strict like the rest."""
+    for name, tensor in read_tower(source).state_dict().items():
         _place(model, f"vlm.vision.{name}", tensor, dtype, placing)
 
 
-def read_tower(source: str, offline: bool = False) -> Any:
-    """The CLIPVisionModel of a folder or hub id in float32; ModelLoadError unless it is there completely."""
+def read_tower(source: Path) -> Any:
+    """The CLIPVisionModel of a folder in float32; ModelLoadError unless it is there completely."""
     from transformers import CLIPVisionModel
     from transformers.utils import logging as bars
 
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
-        tower, report = CLIPVisionModel.from_pretrained(source, dtype=torch.float32, local_files_only=offline, output_loading_info=True)
+        tower, report = CLIPVisionModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise tower_missing(source, offline, error) from error
+        raise tower_wrong(source, error) from error
     finally:
         if shown:
             bars.enable_progress_bar()

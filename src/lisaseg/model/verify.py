@@ -110,7 +110,7 @@ def _tensors(folder: Path, hashes: dict[str, str], offline: bool) -> str:
         if hashes and tensor_sha256(key, tensor) != hashes.get(key):
             raise ModelLoadError(f"{key} has another sha256 than manifest.json says.", next_step=_AGAIN)
     wanted = {name: tuple(p.shape) for name, p in model.vlm.vision.state_dict().items()}  # type: ignore[union-attr]
-    found = {name: tuple(p.shape) for name, p in read_tower(source, offline).state_dict().items()}
+    found = {name: tuple(p.shape) for name, p in read_tower(source).state_dict().items()}
     if wanted != found:
         raise ModelLoadError(f"The vision tower {source} has other shapes than its config.", next_step=_AGAIN)
     known = "sha256 of each agrees" if hashes else "names, shapes and finite values checked"
