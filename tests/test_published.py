@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from lisaseg.model.convert import convert_checkpoint, tensor_sha256
 from lisaseg.model.lisa import LisaModel
 from lisaseg.model.published import COMPUTED, published_key, read_config
 from lisaseg.model.streaming import empty_model
+from lisaseg.prompts import MASK_MODES, TASKS
+from lisaseg.types import Mode
 
 CPU = torch.device("cpu")
 ONE_OF_EACH = (
@@ -140,12 +143,15 @@ def change(**values: object) -> Callable[[Path], None]:
     (lambda folder: (folder / "added_tokens.json").unlink(), "added_tokens.json"),
     (lambda folder: shutil.rmtree(folder / "clip"), "vision tower"),
     (change(vision_tower=None, mm_vision_tower=None), "vision_tower"),
+    (lambda folder: (folder / "added_tokens.json").write_text('{"[SEG]": 384}') and None, "<im_start>"),
     (change(vocab_size=384), "vocabulary"),
     (change(out_dim=64), "out_dim"),
     (change(mm_projector_type="resampler"), "resampler"),
     (change(hidden_size="wide"), "config.json"),
     (change(num_attention_heads=0), "config.json"),
     (change(num_hidden_layers="two"), "config.json"),
+    (change(prompt_style="lisa++"), "prompt_style"),
+    (change(conv_type="vicuna_v0"), "vicuna_v0"),
 ])  # fmt: skip
 def test_every_wrong_folder_has_its_message(copy: Path, harm: Callable[[Path], None], told: str) -> None:
     harm(copy)
@@ -173,9 +179,31 @@ def test_what_is_not_on_this_machine_is_said_offline(copy: Path) -> None:
         load(copy, device="cpu", offline=True)
 
 
-def test_bare_pictures_where_the_config_says_so(copy: Path) -> None:
+@pytest.mark.parametrize(("values", "template", "style"), [
+    ({}, "llava_v1", "lisa"),
+    ({"mm_use_im_start_end": False}, "llava_v1_bare", "lisa_plus"),
+    ({"mm_use_im_start_end": False, "prompt_style": "lisa"}, "llava_v1_bare", "lisa"),
+    ({"conv_type": "llava_llama_2", "prompt_style": "lisa_plus"}, "llava_llama_2", "lisa_plus"),
+])  # fmt: skip
+def test_conventions_are_read_from_the_config(copy: Path, values: dict[str, object], template: str, style: str) -> None:
+    change(**values)(copy)
+    config, _ = read_config(copy, offline=True)
+    assert (config.chat_template, config.prompt_style) == (template, style)
+
+
+def test_the_modes_of_lisa_plus(copy: Path) -> None:
+    with pytest.raises(UsageError, match="Unknown mode 'instances'"):
+        load(copy, device="cpu", dtype="float32", offline=True).ask(noise(1), "the cups", mode="instances")
     change(mm_use_im_start_end=False)(copy)
-    assert load_published(copy, torch.float32, CPU, True)[0].config.chat_template == "llava_v1_bare"
+    predictor = load(copy, device="cpu", dtype="float32", offline=True)
+    assert set(predictor.modes) == set(get_args(Mode))
+    for mode in predictor.modes:
+        chat = predictor.chat(noise(1))
+        answer = chat.ask("the cups", mode=mode, max_new_tokens=3)
+        assert chat.conversation.turns[0].instruction.endswith("the cups" if mode == "auto" else TASKS[mode])
+        assert answer.segments or mode not in MASK_MODES, "a mask was asked for"
+        assert not (mode == "text" and answer.segments)
+    assert predictor.counters["image_encodings"] == 1
 
 
 def test_conversion_keeps_every_value(copy: Path, model: LisaModel, tmp_path: Path) -> None:
@@ -214,7 +242,7 @@ def test_keys_and_shapes_at_real_size(tmp_path: Path, size: str) -> None:
     (tmp_path / "clip" / "config.json").write_text(json.dumps({"model_type": "clip_vision_model"} | clip))
     values = REAL[size] | {"model_type": "llava", "train_mask_decoder": True, "out_dim": 256, "vision_tower": "./clip", "hidden_act": "silu"}
     (tmp_path / "config.json").write_text(json.dumps(values))
-    config, _ = read_config(tmp_path, {"[SEG]": 32000}, offline=True)
+    config, _ = read_config(tmp_path, {"[SEG]": 32000, "<im_start>": 32001, "<im_end>": 32002}, offline=True)
     built = empty_model(config)
     ours = {published_key(name): list(p.shape) for name, p in built.state_dict().items() if published_key(name) is not None}
     stored = json.loads((EXTRAS / f"checkpoint_keys_{size}.json").read_text("utf-8"))

@@ -22,9 +22,9 @@ from lisaseg.chat import Conversation, get_template, render, spans
 from lisaseg.errors import InstructionError, UsageError
 from lisaseg.imaging import ImageSource, Picture, Placement, open_image
 from lisaseg.model.lisa import LisaModel
-from lisaseg.model.memory import Setting, cheaper, memory_limit
+from lisaseg.model.memory import Setting, within_memory
 from lisaseg.tokenization import Tokenizer, clean_instruction
-from lisaseg.types import MODES, Answer, Mode, Segment, Status, Turn
+from lisaseg.types import MODES, PLUS_MODES, Answer, Mode, Segment, Status, Turn
 from lisaseg.vlms.base import Generation, ImageContext
 
 DEFAULT_NEW_TOKENS = 64
@@ -106,6 +106,11 @@ class Predictor:
         """How often the costly parts ran since loading: image_encodings, mask_encodings (both in pictures)."""
         return {"image_encodings": self.model.image_encodings, "mask_encodings": self.model.mask_encodings}
 
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """What `mode` may be: `MODES`, and LISA++'s own where the checkpoint knows them."""
+        return MODES if self.model.config.prompt_style == "lisa" else MODES + PLUS_MODES
+
     def ask(
         self,
         image: ImageSource,
@@ -120,7 +125,8 @@ class Predictor:
         Args:
             image: path, bytes, PIL image, or uint8 (H, W, 3).
             text: the instruction.
-            mode: "auto" the model decides; "segment" a mask or a stated no_target; "explain" mask and reason; "text" words only.
+            mode: "auto" the model decides; "segment" a mask or a stated no_target; "explain" mask and reason; "text" words only. LISA++ also has
+                "instances" and "explain_instances", a mask for each object, and "reason", step by step (see `modes`).
             max_new_tokens: length limit of the answer.
             on_text: called with the raw text so far after each token, for streaming.
 
@@ -159,12 +165,12 @@ class Predictor:
         return [found[p.digest] for p in pictures]
 
     def _job(self, picture: Picture, conversation: Conversation, text: str, mode: Mode, max_new_tokens: int) -> _Job:
-        if mode not in MODES:
-            raise UsageError(f"Unknown mode {mode!r}.", next_step=f"Use one of: {', '.join(MODES)}.")
+        if mode not in self.modes:
+            raise UsageError(f"Unknown mode {mode!r}.", next_step=f"Use one of: {', '.join(self.modes)}.")
         if type(max_new_tokens) is not int or max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens!r}.", next_step="Use a whole number, 1 or more.")
         instruction = clean_instruction(text)
-        longer = conversation.ask(prompts.with_mode(instruction, mode))
+        longer = conversation.ask(prompts.with_mode(instruction, mode, self.model.config.prompt_style))
         ids = self.tokenizer.encode(render(longer, self.template), self.model.vlm.n_image_tokens).ids
         limit = int(self.model.vlm.language_model.config.max_position_embeddings)
         if len(ids) + max_new_tokens > limit:
@@ -175,20 +181,16 @@ class Predictor:
             )
         return _Job(picture, longer, mode, ids, instruction)
 
+    @within_memory
     def _answer(self, jobs: Sequence[_Job], max_new_tokens: int, on_text: Callable[[str], None] | None = None) -> list[tuple[Conversation, Answer]]:
         """Generate, decode masks, build answers: the whole line for several questions at once. All jobs have one mode."""
-        fewer = "Ask fewer questions at once." if len(jobs) > 1 else cheaper(self.setting, self.model.device)
-        with memory_limit(f"Answering in {self.setting} on {self.model.device}", fewer):
-            return self._line(jobs, max_new_tokens, on_text)
-
-    def _line(self, jobs: Sequence[_Job], max_new_tokens: int, on_text: Callable[[str], None] | None) -> list[tuple[Conversation, Answer]]:
         begin = time.perf_counter()
         for job, encoded in zip(jobs, self.encode([job.picture for job in jobs]), strict=True):
             job.encoded = encoded
         start = time.perf_counter()
         with torch.inference_mode():
             rows = self._generate(jobs, max_new_tokens, on_text)
-            forced = [k for k, row in enumerate(rows) if jobs[k].mode in ("segment", "explain") and not row.states and not self._refuses(row)]
+            forced = [k for k, row in enumerate(rows) if jobs[k].mode in prompts.MASK_MODES and not row.states and not self._refuses(row)]
             if forced:  # a mask was asked for and neither given nor refused: open the answer for the model
                 for k, row in zip(forced, self._generate([jobs[k] for k in forced], max_new_tokens, on_text, prompts.FORCED_OPENING), strict=True):
                     rows[k] = row

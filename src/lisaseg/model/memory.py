@@ -6,11 +6,12 @@ Everything is counted on the empty model (`streaming.empty_model`), so no weight
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -20,6 +21,7 @@ from lisaseg.model.quantize import BYTES
 if TYPE_CHECKING:
     from lisaseg.model.lisa import LisaModel
 
+Answering = TypeVar("Answering", bound=Callable[..., Any])
 PARTS = {"language model": "vlm.language_model.", "vision tower": "vlm.vision.", "projector": "vlm.projector.", "seg head": "seg_head.",
          "mask decoder": "mask_decoder."}  # fmt: skip
 FULL = "vlm."  # what is held in the compute dtype; the rest is in float32
@@ -127,3 +129,15 @@ def memory_limit(doing: str, next_step: str, kind: type[LisaSegError] = LisaSegE
         if not is_out_of_memory(error):
             raise
         raise kind(f"{doing} needs more memory than there is.", next_step=next_step, code="out_of_memory") from error
+
+
+def within_memory(answer: Answering) -> Answering:
+    """Decorate a predictor's method that takes its questions first: running out of memory says what to do next."""
+
+    @wraps(answer)
+    def guarded(self: Any, questions: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        step = "Ask fewer questions at once." if len(questions) > 1 else cheaper(self.setting, self.model.device)
+        with memory_limit(f"Answering in {self.setting} on {self.model.device}", step):
+            return answer(self, questions, *args, **kwargs)
+
+    return guarded  # type: ignore[return-value]

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lisaseg.chat import TEMPLATES
 from lisaseg.errors import ModelLoadError
 from lisaseg.model.config import LisaConfig
 from lisaseg.types import SEG_TEXT
@@ -168,14 +169,22 @@ def read_config(
     source = tower_folder(folder, values, offline)
     sizes = folder / "sam_config.json"
     sam = read_json(sizes) if sizes.is_file() else {}
-    seg = (added or added_tokens(folder))[SEG_TEXT]
+    added = added or added_tokens(folder)
+    seg = added[SEG_TEXT]
     try:
+        wrapped = values.get("mm_use_im_start_end", True)  # LISA's code always wraps the picture, LISA++'s never does
+        template = chat_template or values.get("conv_type") or "llava_v1"
         width = int(values["out_dim"])
         if sam.get("prompt_embed_dim", width) != width:
             raise ValueError(f"out_dim {width} is not SAM's prompt_embed_dim {sam['prompt_embed_dim']}")
+        if values.get("prompt_style", "lisa") not in ("lisa", "lisa_plus"):
+            raise ValueError(f"prompt_style is {values['prompt_style']!r}, not lisa or lisa_plus")
+        if template not in TEMPLATES:
+            raise ValueError(f"the chat template {template!r} is not known: {', '.join(TEMPLATES)} are")
+        if wrapped and not {"<im_start>", "<im_end>"} <= set(added):
+            raise ValueError("mm_use_im_start_end is true, and the added tokens hold no <im_start> and <im_end>")
         if not 0 < seg < int(values["vocab_size"]):
             raise ValueError(f"{SEG_TEXT} has id {seg}, the vocabulary {values['vocab_size']} rows")
-        template = chat_template or values.get("conv_type") or "llava_v1"
         vlm = {
             "family": "llava",
             "vision": tower_config(source),
@@ -190,7 +199,8 @@ def read_config(
             prompt_width=width,
             seg_hidden=int(values["hidden_size"]),
             seg_state="emit",
-            chat_template=template if values.get("mm_use_im_start_end", True) else f"{template}_bare",
+            chat_template=template if wrapped else f"{template}_bare",
+            prompt_style=values.get("prompt_style") or ("lisa" if wrapped else "lisa_plus"),
             language_config={"model_type": "llama"} | {k: values[k] for k in _LLAMA if values.get(k) is not None},
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -13,11 +13,17 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "lisa-tiny"
 
-Mode = Literal["auto", "segment", "explain", "text"]  # a copy of lisaseg.types.Mode, which would load numpy; a test holds them equal
+# A copy of lisaseg.types.Mode, which would load numpy; a test holds them equal.
+Mode = Literal["auto", "segment", "explain", "text", "instances", "explain_instances", "reason"]
 ImageArgument = Annotated[str, typer.Argument(metavar="IMAGE", help="Path of a picture, or - for standard input.")]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Preset, folder, or hub id.")]
 ModeOption = Annotated[
-    Mode, typer.Option("--mode", help="auto: the model decides; segment: always a mask; explain: mask and reason; text: words only.")
+    Mode,
+    typer.Option(
+        "--mode",
+        help="auto: the model decides; segment: always a mask; explain: mask and reason; text: words only. The others are LISA++'s: a mask for each "
+        "object; reasoning step by step.",
+    ),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write overlay, masks and JSON here.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
