@@ -24,8 +24,25 @@ if TYPE_CHECKING:
 Answering = TypeVar("Answering", bound=Callable[..., Any])
 PARTS = {"language model": "vlm.language_model.", "vision tower": "vlm.vision.", "projector": "vlm.projector.", "seg head": "seg_head.",
          "mask decoder": "mask_decoder."}  # fmt: skip
-FULL = "vlm."  # what is held in the compute dtype; the rest is in float32
+FULL = "vlm."  # what is held in the compute dtype
+_ENCODER = "mask_decoder.sam.vision_encoder."
 _LAYERS = "vlm.language_model.model.layers."
+
+
+# The published checkpoints' sizes, as in their config.json, so that nothing has to be fetched to count them.
+_COMMON: dict[str, Any] = {
+    "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "mm_vision_select_layer": -2, "out_dim": 256,
+    "mm_vision_select_feature": "patch", "mm_use_im_start_end": True, "train_mask_decoder": True, "model_type": "llava",
+}  # fmt: skip
+PUBLIC: dict[str, dict[str, Any]] = {
+    "LISA-7B": _COMMON | {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32004,
+                          "rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
+    "LISA-13B": _COMMON | {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40, "vocab_size": 32003,
+                           "rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
+}  # fmt: skip
+CLIP_L14 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": 224,
+            "projection_dim": 768}  # fmt: skip
+WORKING = 2_500_000_000  # bytes beside the weights while one question is answered, about: the mask encoder's attention above all; measured
 
 
 @dataclass(frozen=True)
@@ -41,8 +58,11 @@ class Setting:
 
 
 def kept_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """The language side in the compute dtype; seg head and mask decoder, which are small or overflow in float16, in float32."""
-    return dtype if name.startswith(FULL) else torch.float32
+    """The language side in the compute dtype; seg head and mask decoder, which are small, in float32.
+
+    The mask encoder follows into bfloat16, in which the published checkpoints were trained and measured; in float16 it would overflow.
+    """
+    return dtype if name.startswith(FULL) or (name.startswith(_ENCODER) and dtype is torch.bfloat16) else torch.float32
 
 
 def bytes_of(model: LisaModel, setting: Setting) -> dict[str, int]:
@@ -56,6 +76,30 @@ def bytes_of(model: LisaModel, setting: Setting) -> dict[str, int]:
         size = BYTES[str(setting.quantize)] if small else kept_dtype(name, setting.dtype).itemsize
         found[part] += round(p.numel() * size)
     return found
+
+
+SETTINGS = (Setting(torch.float32), Setting(torch.bfloat16), Setting(torch.bfloat16, "8bit"), Setting(torch.bfloat16, "4bit"))
+
+
+def memory_table(model: LisaModel) -> list[tuple[str, dict[str, int]]]:
+    """(setting, bytes of each of `PARTS`, then "weights" and "one question") for the settings that people choose from, dearest first."""
+    rows = []
+    for setting in SETTINGS:
+        parts = bytes_of(model, setting)
+        weights = sum(parts.values())
+        rows.append((str(setting), parts | {"weights": weights, "one question": weights + WORKING + cache_bytes(model, setting, 512)}))
+    return rows
+
+
+def empty_public(name: str) -> LisaModel:
+    """One of `PUBLIC`, without weights."""
+    from lisaseg.model.config import LisaConfig
+    from lisaseg.model.streaming import empty_model
+
+    values = PUBLIC[name]
+    vlm = {"family": "llava", "vision": CLIP_L14, "seg_token_id": values["vocab_size"] - 1}
+    language = {"model_type": "llama"} | {k: v for k, v in values.items() if not k.startswith(("mm_", "train_", "out_", "model_"))}
+    return empty_model(LisaConfig(vlm=vlm, mask_decoder={"family": "sam"}, seg_hidden=values["hidden_size"], language_config=language))
 
 
 def parameters_of(model: LisaModel) -> dict[str, int]:

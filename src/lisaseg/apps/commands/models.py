@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     group.command("pull")(models_pull)
     group.command("verify")(models_verify)
     group.command("convert")(models_convert)
+    group.command("memory")(models_memory)
     app.add_typer(group, name="models")
 
 
@@ -89,6 +90,26 @@ def models_convert(
 
         record_picture(out, _load(out, dtype, device=device))
     typer.echo(str(out))
+
+
+def models_memory(
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="A published checkpoint; without it, the public sizes.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print bytes as JSON.")] = False,
+) -> None:
+    """How much memory a published checkpoint needs in each precision, counted from its config; no weights are read."""
+    from lisaseg.apps.console import show_table
+    from lisaseg.model.memory import PARTS, PUBLIC, empty_public, memory_table
+    from lisaseg.model.published import read_config
+    from lisaseg.model.streaming import empty_model
+
+    models = {name: empty_public(name) for name in PUBLIC} if folder is None else {folder.name: empty_model(read_config(folder, offline=True)[0])}
+    tables = {name: memory_table(model) for name, model in models.items()}
+    if as_json:
+        typer.echo(json.dumps({name: dict(table) for name, table in tables.items()}))
+        return
+    head = ["model", "setting", *PARTS, "weights", "one question"]
+    rows = [[name, setting, *(f"{size / 1e9:.2f} GB" for size in sizes.values())] for name, table in tables.items() for setting, sizes in table]
+    show_table(head, rows)
 
 
 def _load(folder: Path, dtype: str, device: str) -> Predictor:
