@@ -42,9 +42,9 @@ QUESTION = "the red disc"
 class Watch(threading.Thread):
     """Samples this process's own memory (not the files that it has mapped), and ends it if the machine runs short."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         super().__init__(daemon=True)
-        self.folder, self.peaks, self.phase = folder, dict[str, float](), "start"
+        self.folder, self.peaks, self.phase = folder, dict[str, float](), "start"  # folder: what to delete then, or None
 
     def run(self) -> None:
         while True:
@@ -52,7 +52,8 @@ class Watch(threading.Thread):
             free = available_bytes(torch.device("cpu"))
             if free is not None and free < MIN_FREE:
                 print(f"gave up: {free / 1e9:.1f} GB of memory left (in phase {self.phase}, own memory {own_memory():.1f} GB)", flush=True)
-                shutil.rmtree(self.folder, ignore_errors=True)
+                if self.folder is not None:
+                    shutil.rmtree(self.folder, ignore_errors=True)
                 os._exit(3)
             time.sleep(0.05)
 
@@ -150,7 +151,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.folder.exists() and not args.keep:
         parser.error(f"{args.folder} exists; it would be deleted at the end")
-    watch = Watch(args.folder)
+    watch = Watch(None if args.keep else args.folder)
     watch.start()
     try:
         result = measure(args, watch)

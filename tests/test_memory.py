@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,32 @@ import torch
 from tests.published_folder import random_model, write_folder
 from tests.tiny_random import noise
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from lisaseg import load
+from lisaseg.apps import cli
 from lisaseg.chat import Conversation
 from lisaseg.errors import LisaSegError, ModelLoadError, UsageError
 from lisaseg.imaging import open_image
 from lisaseg.model import memory
-from lisaseg.model.memory import Setting, available_bytes, bytes_of, cache_bytes, cheaper, is_out_of_memory, memory_limit, parameters_of
+from lisaseg.model.memory import (
+    PUBLIC,
+    Setting,
+    available_bytes,
+    bytes_of,
+    cache_bytes,
+    cheaper,
+    empty_public,
+    is_out_of_memory,
+    memory_limit,
+    memory_table,
+    parameters_of,
+)
 from lisaseg.model.quantize import is_quantized
 from lisaseg.predictor import Predictor
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
 PICTURE = noise(1, 50, 70)
 LAYERWISE: dict[str, str | int] = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.rotary_emb": "cpu"}
 
@@ -224,3 +240,37 @@ def test_all_ways_to_run_out(error: Exception) -> None:
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), memory_limit("It", "Do."):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+def table_after(text: str, heading: str) -> list[list[str]]:
+    """Rows of the first table behind a heading, without its head."""
+    rows = text.split(heading, 1)[1].splitlines()[1:]
+    start = next(k for k, row in enumerate(rows) if row)
+    end = next(k for k in range(start, len(rows)) if not rows[k])
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[start + 2 : end]]
+
+
+def test_the_tables_of_the_docs_are_what_is_computed_and_measured() -> None:
+    docs = (ROOT / "docs" / "checkpoints.md").read_text("utf-8")
+    counted = []
+    for name in PUBLIC:
+        for setting, sizes in memory_table(empty_public(name)):
+            rest = sizes["vision tower"] + sizes["projector"] + sizes["seg head"]
+            shown = (sizes["language model"], sizes["mask decoder"], rest, sizes["weights"], sizes["one question"])
+            counted.append([name, setting, *(f"{size / 1e9:.1f}" for size in shown)])
+    assert table_after(docs, "it from the config, in GB (10^9 bytes):") == counted
+    measured = json.loads((ROOT / "benchmarks" / "results" / "quantized.json").read_text("utf-8"))["results"]
+    wanted = [
+        [r["fixture"], r["setting"].removeprefix("none, "), f"{100 * r['state_change']:.2f} %", f"{100 * r['same_next_token']:.1f} %",
+         f"{r['mask_iou']:.3f}"] for r in measured if r["setting"] != "none, float32"
+    ]  # fmt: skip
+    assert table_after(docs, "an upper bound):") == wanted
+
+
+def test_the_command_counts_a_folder_too(folder: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["models", "memory", str(folder), "--json"])
+    counted = json.loads(result.stdout)["LISA"]
+    assert counted["float32"]["weights"] == sum(p.numel() * p.itemsize for p in open_folder(folder).model.parameters())
+    assert list(counted) == ["float32", "bfloat16", "8bit (bfloat16)", "4bit (bfloat16)"]
+    weights = [row["weights"] for row in counted.values()]
+    assert weights == sorted(weights, reverse=True), "each is cheaper than the one before"

@@ -46,7 +46,8 @@ def load(
     Args:
         name: preset ("lisa-tiny"), folder of a model, or hub id of a published checkpoint ("xinlai/LISA-7B-v1").
         device: "auto" (cuda, mps, else cpu) or a torch device.
-        dtype: "auto" (bfloat16 where the hardware computes in it, else float32), "float32", "bfloat16", "float16". Mask decoding stays in float32.
+        dtype: "auto" (bfloat16 where the hardware computes in it, else float32), "float32", "bfloat16", "float16". Prompts and mask decoder stay in
+            float32.
         quantize: None, "8bit" or "4bit" (bitsandbytes): the layers of a published checkpoint's language model; all else keeps its precision.
         device_map: None; "auto" spreads a published checkpoint's language model over the GPUs, then memory, then disk; or a table {module: device}.
         offline: open no network connection.
