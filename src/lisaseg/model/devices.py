@@ -79,11 +79,10 @@ class Placing:
         if self.away:
             log.warning("A part of the language model is fetched from %s for every token: answers are slow.", " and ".join(self.away))
         logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # says the same in other words
-        main = torch.device(self.pinned.type, self.pinned.index or 0) if self.pinned.type == "cuda" else self.pinned
         dispatch_model(
             language_model,
             dict(self.table),
-            main_device="cpu" if main.type == "cpu" else main,
+            main_device="cpu" if self.pinned.type == "cpu" else self.pinned,
             offload_dir=None if self.folder is None else Path(self.folder.name),
             skip_keys=language_model._skip_keys_device_placement,
         )
@@ -102,6 +101,8 @@ def place(model: Any, setting: Setting, pinned: torch.device, wanted: str | Devi
     language_model = model.vlm.language_model
     if wanted is None:
         return Placing(pinned, {})
+    if pinned.type == "cuda":
+        pinned = torch.device("cuda", pinned.index or 0)  # as tables write it
     if isinstance(wanted, str):
         if wanted != "auto":
             raise UsageError(f"device_map={wanted!r} is not known.", next_step='Use "auto", a table {module: device}, or leave it out.')
