@@ -173,6 +173,7 @@ def read_config(
             prompt_width=width,
             seg_hidden=int(values["hidden_size"]),
             seg_state="emit",
+            evaluation_answer="[SEG].",
             chat_template=template if values.get("mm_use_im_start_end", True) else f"{template}_bare",
             language_config={"model_type": "llama"} | {k: values[k] for k in _LLAMA if values.get(k) is not None},
         )
