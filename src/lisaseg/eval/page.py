@@ -28,16 +28,16 @@ def write_report(out: Path, report: Report, rows: Sequence[Row], dataset: Segmen
         report: of `lisaseg.eval.summary.report_of`.
         rows: with the predicted masks. dataset: where their pictures and true masks are.
     """
-    charts, (worst, best) = charts_of(report), sheets.pick(rows)
+    charts = charts_of(report)
+    worst, best = ([(row, sheets.panels(row, dataset)) for row in some] for some in sheets.pick(rows))
     written = [write_aside(out / "plots" / f"{chart.name}.png", chart.png()) for chart in charts]
     for name, some in (("worst", worst), ("best", best)):
         if some:
-            written.append(write_aside(out / "plots" / f"{name}.png", sheets.sheet(some, dataset, f"{report['model']}: the {name} answers")))
+            written.append(write_aside(out / "plots" / f"{name}.png", sheets.sheet(some, f"{report['model']}: the {name} answers")))
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     written.append(write_aside(out / "report.json", text.encode("utf-8", "backslashreplace")))
     written.append(write_aside(out / "report.md", markdown(report, [path.name for path in written[:-1]]).encode("utf-8", "backslashreplace")))
-    tiles = (_tiles(worst, dataset), _tiles(best, dataset))
-    written.append(write_aside(out / "report.html", page(report, charts, *tiles).encode("utf-8", "backslashreplace")))
+    written.append(write_aside(out / "report.html", page(report, charts, worst, best).encode("utf-8", "backslashreplace")))
     return written
 
 
@@ -58,7 +58,7 @@ def markdown(report: Report, plots: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(report: Report, charts: Sequence[Chart], worst: str, best: str) -> str:
+def page(report: Report, charts: Sequence[Chart], worst: Sequence[sheets.Tile], best: Sequence[sheets.Tile]) -> str:
     """report.html: one file that needs nothing else, light or dark as the reader's system is."""
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     misses = sum(row["iou"] == 0 for row in report["per_sample"])
@@ -74,8 +74,8 @@ def page(report: Report, charts: Sequence[Chart], worst: str, best: str) -> str:
             f"<div class='card'><h3>{_escape(title)}</h3>{figure}<p>{text}</p></div>" for title, figure, text in words.explanations(report)
         ),
         charts="".join(f"<div class='card'><h3>{_escape(c.title)}</h3><p>{_escape(c.about)}</p>{c.svg()}</div>" for c in charts),
-        worst=worst,
-        best=best,
+        worst=_tiles(worst),
+        best=_tiles(best),
         worst_note=_escape(f"{misses} of {report['n']} answers miss completely; these were drawn from the worst without regard to what they show."),
         tables=_tables(report),
         n=report["n"],
@@ -122,11 +122,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence
     return f"<table>{f'<tr>{top}</tr>' if any(head) else ''}{body}</table>"
 
 
-def _tiles(rows: Sequence[Row], dataset: SegmentationDataset) -> str:
+def _tiles(tiles: Sequence[sheets.Tile]) -> str:
     parts = []
-    for row in rows:
+    for row, pair in tiles:
         buffer = io.BytesIO()
-        pair = sheets.panels(row, dataset)
         pair.save(buffer, "WEBP", quality=82)
         picture = base64.b64encode(buffer.getvalue()).decode()
         alt = _escape(f"True target and the model's mask for: {row['text']}")

@@ -16,6 +16,7 @@ from lisaseg.formats import rle
 from lisaseg.imaging import open_image
 from lisaseg.types import IGNORE, TARGET
 
+Tile = tuple[Row, Image.Image]  # one query, and its truth and answer side by side
 PANEL, GAP, COLUMNS, LINE, FONT = 264, 6, 3, 17, 14
 SAID, TRUE = PALETTE[0], PALETTE[2]
 _INK, _QUIET, _PAPER = (28, 30, 33), (106, 110, 117), (255, 255, 255)
@@ -82,24 +83,23 @@ def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return scaled > (127 if (scaled > 127).any() else 0)
 
 
-def sheet(rows: Sequence[Row], dataset: SegmentationDataset, title: str) -> bytes:
-    """A PNG page of tiles with IoU, question and answer under the panels."""
+def sheet(tiles: Sequence[Tile], title: str) -> bytes:
+    """A PNG page of (row, panels) with IoU, question and answer under the panels."""
     text_lines, width, pad, head = 5, 2 * PANEL + GAP, 14, 56
-    columns = min(COLUMNS, len(rows))
+    columns = min(COLUMNS, len(tiles))
     height = PANEL + 8 + text_lines * LINE + pad
-    page = Image.new("RGB", (columns * (width + pad) + pad, -(-len(rows) // columns) * height + head), _PAPER)
+    page = Image.new("RGB", (columns * (width + pad) + pad, -(-len(tiles) // columns) * height + head), _PAPER)
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(FONT)
     pen.text((pad, head / 2), title, _INK, ImageFont.load_default(20), anchor="lm")
-    for k, row in enumerate(rows):
+    for k, (row, pair) in enumerate(tiles):
         x, y = pad + k % columns * (width + pad), head + k // columns * height
-        pair = panels(row, dataset)
         page.paste(pair, (x, y + PANEL - pair.height))
         lines = [(line, _INK) for line in wrap(f"IoU {100 * row['iou']:.0f} %   {row['text']}", font, width, text_lines - 2)]
         lines += [(line, _QUIET) for line in wrap(said(row), font, width, 2)]
         for n, (line, ink) in enumerate(lines):
             pen.text((x, y + PANEL + 8 + n * LINE), line, ink, font)
     buffer = io.BytesIO()
-    page.save(buffer, "PNG", optimize=True)
+    page.save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()
 
 

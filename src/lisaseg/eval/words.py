@@ -86,8 +86,8 @@ def explanations(report: Report) -> list[tuple[str, str, str]]:
         "published numbers of the LISA line are of this kind. It cannot show that a model refuses, or answers without a mask."
         if forced
         else "<b>This report: generated.</b> The model’s own words decide whether there is a mask at all; a refusal or a wordy answer without a "
-        "mask scores 0 where something is there. This is what a user gets. Published numbers of the LISA line are teacher-forced (the model is "
-        "made to answer with a mask) and therefore usually higher: do not compare the two."
+        "mask scores 0 where something is there. This is what a user gets. Published numbers of the LISA line are teacher-forced: the model is "
+        "made to answer with a mask, so a refusal never costs anything. Do not compare the two."
     )
     overlap = (
         "IoU, intersection over union, is 100 when the two masks are the same and 0 when they do not touch; 50 already looks like a decent mask. "
