@@ -137,6 +137,8 @@ class Predictor:
         Raises:
             ImageError, InstructionError: the input cannot be used.
         """
+        if not triples:
+            return []
         begin = time.perf_counter()
         jobs = [self._job(open_image(image), Conversation(), text, "auto", 1) for image, text, _ in triples]
         for job, encoded in zip(jobs, self.encode([job.picture for job in jobs]), strict=True):

@@ -115,7 +115,7 @@ def test_answers_of_another_evaluation_or_of_changed_data_are_refused(data: Path
     out = tmp_path / "out"
     run(plan(data), out)
     for other in (plan(data, "baseline:whole-image"), plan(data, template="plain")):
-        with pytest.raises(UsageError, match="another evaluation: (model|template)"):
+        with pytest.raises(UsageError, match=r"another evaluation: (model|template)"):
             run(other, out, resume=True)
     data.write_text(data.read_text().replace("the red", "the reddish"))
     with pytest.raises(UsageError, match="not what it was"):

@@ -117,7 +117,8 @@ def iou_histogram(ious: Sequence[float]) -> Chart:
 def bars(name: str, title: str, about: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> Chart:
     """Horizontal bars of gIoU with 95 % intervals, one a group; an item is (label, {"giou", "giou_ci95", "n"})."""
     font = ImageFont.load_default(13)
-    left = 24 + min(220.0, max(font.getlength(label) for label, _ in rows))
+    rows = [(_short(label, font), value) for label, value in rows]
+    left = 24 + max(font.getlength(label) for label, _ in rows)
     right, row_height, top = WIDTH - 110.0, 32, 8.0
     base = top + row_height * len(rows)
     highs = [max(value["giou"] or 0, (value["giou_ci95"] or [0, 0])[1]) for _, value in rows]
@@ -143,6 +144,15 @@ def bars(name: str, title: str, about: str, rows: Sequence[tuple[str, dict[str, 
         shapes.append(("text", WIDTH - 14, y, f"n = {value['n']}", "end", "quiet", 11))
     shapes.append(("text", (left + right) / 2, base + 33, "gIoU in percent, with its 95 % interval", "middle", "quiet", 12))
     return Chart(name, title, about, tuple(shapes), int(base) + 46)
+
+
+def _short(label: str, font: Any, most: float = 200.0) -> str:
+    """The label, cut with dots if it is wider than `most` pixels."""
+    if font.getlength(label) <= most:
+        return label
+    while label and font.getlength(label + "...") > most:
+        label = label[:-1]
+    return label + "..."
 
 
 def _ticks(most: int) -> list[int]:
