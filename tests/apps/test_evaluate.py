@@ -103,7 +103,7 @@ def test_killed_and_resumed_is_uninterrupted(data: Path, tmp_path: Path, monkeyp
     Dying.left = 99
     assert numbers(run(small, out, resume=True)) == whole
     assert len(asked) == 17 + torn, "what was answered is not asked again"
-    assert [json.loads(line) for line in file.read_text().splitlines()][0]["evaluation"]["model"] == "baseline:centre-box"
+    assert json.loads(file.read_text().splitlines()[0])["evaluation"]["model"] == "baseline:centre-box"
     run(small, out, resume=True)
     assert len(asked) == 17 + torn
     run(small, out)

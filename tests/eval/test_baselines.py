@@ -89,7 +89,7 @@ def test_the_largest_object_does_not_hear_the_question_and_the_chooser_does() ->
 
     chooser = DetectThenChoose(detector, embed)
     first, second = chooser.ask_batch([(PICTURE, evaluation_question("thing 0", False)), (PICTURE, "thing 1")])
-    assert np.array_equal(second.masks[0], large) and first.segments[0].phrase == "thing 0"
+    assert np.array_equal(second.masks[0], large) and first.segments[0].phrase == "the thing 0"
     assert (first.masks[0] >= small).all() and first.masks[0][6, 6] and not first.masks[0][10, 44]  # both boxes of the class
     nothing = Detector(heads(), NAMES)
     assert (
@@ -98,14 +98,16 @@ def test_the_largest_object_does_not_hear_the_question_and_the_chooser_does() ->
     )
 
 
-def test_the_two_stages_are_apart(predictor: Predictor) -> None:
+def test_the_two_stages_are_apart(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name comes from the language model, the mask from the noun vector of the name and nothing else."""
     predictor.model.config.candidates = 5
+    ask, weighed = predictor.ask_batch, []
+    monkeypatch.setattr(predictor, "ask_batch", lambda *args, **more: weighed.append(predictor.model.config.candidates) or ask(*args, **more))
     asker = NameThenSegment(predictor)
     pairs = [(PICTURE, tiny_random.ONE), (PICTURE, tiny_random.ABSENT), (PICTURE, tiny_random.GREETING)]
     found, refused, greeted = asker.ask_batch(pairs)
     assert (found.segments[0].phrase, refused.status, greeted.status) == ("the cup", "no_target", "no_mask_requested")
-    assert predictor.model.config.candidates == 5, "the model is left as it was"
+    assert predictor.model.config.candidates == 5 and weighed == [0], "no mask helps to choose the name; the model is left as it was"
     encoded = predictor.encode([predictor.chat(PICTURE).picture])[0]
     with torch.inference_mode():
         features = predictor.model.encode_mask_features(encoded.context)

@@ -115,7 +115,7 @@ class LargestObject(Baseline):
         self.detector = detector
 
     def draw(self, rgb: np.ndarray, text: str) -> tuple[str, np.ndarray | None]:
-        found = [(name, ellipse(box, *rgb.shape[:2])) for name, _, box in self.detector(rgb)]
+        found = [(f"the {name}", ellipse(box, *rgb.shape[:2])) for name, _, box in self.detector(rgb)]
         return max(found, key=lambda one: int(one[1].sum()), default=("the picture", np.ones(rgb.shape[:2], dtype=bool)))
 
 
@@ -141,7 +141,7 @@ class DetectThenChoose(Baseline):
 
         vectors = normalize(self.embed([text, *(f"the object is {name}" for name in names)]), dim=-1)
         chosen = names[int((vectors[1:] @ vectors[0]).argmax())]
-        return chosen, np.logical_or.reduce([ellipse(box, *rgb.shape[:2]) for name, _, box in found if name == chosen])
+        return f"the {chosen}", np.logical_or.reduce([ellipse(box, *rgb.shape[:2]) for name, _, box in found if name == chosen])
 
 
 class NameThenSegment(Baseline):

@@ -14,7 +14,7 @@ from lisaseg.drawing import PALETTE
 from lisaseg.eval.summary import Row
 from lisaseg.formats import rle
 from lisaseg.imaging import open_image
-from lisaseg.types import IGNORE, TARGET
+from lisaseg.types import IGNORE, SEG_TEXT, TARGET
 
 Tile = tuple[Row, Image.Image]  # one query, and its truth and answer side by side
 PANEL, GAP, COLUMNS, LINE, FONT = 264, 6, 3, 17, 14
@@ -85,27 +85,41 @@ def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def sheet(tiles: Sequence[Tile], title: str) -> bytes:
     """A PNG page of (row, panels) with IoU, question and answer under the panels."""
-    text_lines, width, pad, head = 5, 2 * PANEL + GAP, 14, 56
+    width, pad, head = 2 * PANEL + GAP, 14, 78
     columns = min(COLUMNS, len(tiles))
-    height = PANEL + 8 + text_lines * LINE + pad
-    page = Image.new("RGB", (columns * (width + pad) + pad, -(-len(tiles) // columns) * height + head), _PAPER)
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(FONT)
-    pen.text((pad, head / 2), title, _INK, ImageFont.load_default(20), anchor="lm")
-    for k, (row, pair) in enumerate(tiles):
-        x, y = pad + k % columns * (width + pad), head + k // columns * height
-        page.paste(pair, (x, y + PANEL - pair.height))
-        lines = [(line, _INK) for line in wrap(f"IoU {100 * row['iou']:.0f} %   {row['text']}", font, width, text_lines - 2)]
-        lines += [(line, _QUIET) for line in wrap(said(row), font, width, 2)]
-        for n, (line, ink) in enumerate(lines):
-            pen.text((x, y + PANEL + 8 + n * LINE), line, ink, font)
+    font, large = ImageFont.load_default(FONT), ImageFont.load_default(22)
+    lines = [_lines(row, font, width) for row, _ in tiles]
+    starts = range(0, len(tiles), columns)
+    tops = [head]  # each line of tiles is as high as its highest tile
+    for start in starts:
+        some = slice(start, start + columns)
+        tops.append(tops[-1] + max(pair.height + 8 + len(text) * LINE for (_, pair), text in zip(tiles[some], lines[some], strict=True)) + 2 * pad)
+    page = Image.new("RGB", (columns * (width + pad) + pad, tops[-1]), _PAPER)
+    pen = ImageDraw.Draw(page)
+    pen.text((pad, 24), title, _INK, large, anchor="lm")
+    for x, colour, words in ((pad, TRUE, "left: the true target"), (pad + 210, SAID, "right: the model's mask")):
+        pen.rectangle((x, 46, x + 12, 58), fill=colour)
+        pen.text((x + 20, 52), words, _QUIET, font, anchor="lm")
+    for k, ((_, pair), text) in enumerate(zip(tiles, lines, strict=True)):
+        x, y = pad + k % columns * (width + pad), tops[k // columns]
+        page.paste(pair, (x, y))
+        for n, (line, ink) in enumerate(text):
+            pen.text((x, y + pair.height + 8 + n * LINE), line, ink, font)
     buffer = io.BytesIO()
     page.save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()
 
 
+def _lines(row: Row, font: Any, width: int) -> list[tuple[str, tuple[int, int, int]]]:
+    """Question and answer of a tile, wrapped: (line, colour)."""
+    asked = wrap(f"IoU {100 * row['iou']:.0f} %   {row['text']}", font, width, 3)
+    return [(line, _INK) for line in asked] + [(line, _QUIET) for line in wrap(said(row), font, width, 2)]
+
+
 def said(row: Row) -> str:
     """What the model answered, for people."""
-    return f"Answer: {row['answer'].strip()}" if row["answer"].strip() else f"No text ({row['status']})"
+    text = row["answer"].replace(SEG_TEXT, "[mask]").strip()
+    return f"Answer: {text}" if text else f"No text ({row['status']})"
 
 
 def wrap(text: str, font: Any, width: int, lines: int) -> list[str]:
