@@ -24,8 +24,8 @@ from lisaseg.imaging import ImageSource, Picture, Placement, open_image
 from lisaseg.model.lisa import LisaModel
 from lisaseg.model.memory import Setting, within_memory
 from lisaseg.tokenization import Tokenizer, clean_instruction
-from lisaseg.types import MODES, PLUS_MODES, Answer, Mode, Segment, Status, Turn
-from lisaseg.vlms.base import Generation, ImageContext
+from lisaseg.types import MODES, PLUS_MODES, SEG_TEXT, Answer, Mode, Segment, Status, Turn
+from lisaseg.vlms.base import Generation, ImageContext, left_pad
 
 DEFAULT_NEW_TOKENS = 64
 REMEMBERED_PICTURES = 8
@@ -142,6 +142,30 @@ class Predictor:
             return []
         jobs = [self._job(open_image(image), Conversation(), text, mode, max_new_tokens) for image, text in pairs]
         return [answer for _, answer in self._answer(jobs, max_new_tokens)]
+
+    def ask_forced(self, triples: Sequence[tuple[ImageSource, str, int]]) -> list[Answer]:
+        """Put the checkpoint's evaluation answer ("It is [SEG].") into the model's mouth and draw its masks: the protocol of the published numbers.
+
+        Nothing is generated, so this shows how well the model draws what it is told to answer, not whether it would have answered with a mask.
+
+        Args:
+            triples: (image, instruction, number of masks, 1 or more).
+
+        Raises:
+            ImageError, InstructionError: the input cannot be used.
+        """
+        if not triples:
+            return []
+        begin = time.perf_counter()
+        jobs = [self._job(open_image(image), Conversation(), text, "auto", 1) for image, text, _ in triples]
+        for job, encoded in zip(jobs, self.encode([job.picture for job in jobs]), strict=True):
+            job.encoded, job.mode = encoded, "segment"  # a mask is certain: no refusal by its score
+        start = time.perf_counter()
+        with torch.inference_mode():
+            rows = self._force(jobs, [n for _, _, n in triples])
+            masks = [self._masks(job.encoded, row) for job, row in zip(jobs, rows, strict=True)]
+        times = {"encode": 1e3 * (start - begin), "generate": 0.0, "mask": 1e3 * (time.perf_counter() - start)}
+        return [self._build(job, row, *m, times)[1] for job, row, m in zip(jobs, rows, masks, strict=True)]
 
     def chat(self, image: ImageSource) -> Chat:
         """Start a conversation about a picture; it is opened now and encoded at the first question."""
@@ -261,6 +285,26 @@ class Predictor:
         )
         for row in rows:
             row.ids[:0] = head
+        return rows
+
+    def _force(self, jobs: Sequence[_Job], wanted: Sequence[int]) -> list[Generation]:
+        """What `_generate` would give if the model had answered with so many masks, from one pass over prompt and answer."""
+        ids, embeds = [], []
+        for job, n in zip(jobs, wanted, strict=True):
+            answer = self.model.config.evaluation_answer.replace(SEG_TEXT, ", ".join([SEG_TEXT] * n))
+            turn = Turn(job.conversation.turns[-1].instruction, answer, (np.zeros((1, 1), np.uint8),) * n)
+            ids.append(self.tokenizer.encode(render(job.conversation.answer(turn), self.template), self.model.vlm.n_image_tokens).ids)
+            row = torch.tensor(ids[-1], device=self.model.device)
+            embeds.append(self.model.vlm.embed(row[None], job.encoded.context.tokens, row.new_zeros(1))[0])
+        feed, mask = left_pad(embeds)
+        hidden = self.model.vlm.hidden_states(feed, mask, (mask.cumsum(1) - 1).clamp(min=0))
+        shift = 1 if self.model.config.seg_state == "emit" else 0
+        rows = []
+        for job, row_ids, states in zip(jobs, ids, hidden, strict=True):
+            places = [
+                k - shift - len(row_ids) for k, token in enumerate(row_ids) if token == self.tokenizer.seg_id
+            ]  # from the end: padding is in front
+            rows.append(Generation(row_ids[len(job.ids) :], [states[k] for k in places], True))
         return rows
 
     def _refuses(self, row: Generation) -> bool:
