@@ -76,16 +76,30 @@ class _Counted:
         self._lost = [name for name in FEATURES if name not in writer.keeps]
         self.samples = self.queries = 0
         self.losses: Counter[str] = Counter()
+        self._covered: dict[str, np.ndarray] = {}  # by picture: pixels of earlier masks, 8 in a byte
 
     def __iter__(self) -> Iterator[Sample]:
         for sample in self._samples:
             self.samples += 1
             self.queries += len(sample.queries)
             for name in self._lost:
-                n = _uses(sample, name)
+                n = self._overlaps(sample) if name == "overlaps" else _uses(sample, name)
                 if n:
                     self.losses[FEATURES[name]] += n
             yield sample
+
+    def _overlaps(self, sample: Sample) -> int:
+        """How many queries of the sample touch pixels of masks that came before, of this or another sample of the picture."""
+        key, count = str(sample.image), 0
+        for query in sample.queries:
+            touches = False
+            for mask in query.masks:
+                packed = np.packbits(mask == TARGET)
+                before = self._covered.get(key)
+                touches |= before is not None and bool((before & packed).any())
+                self._covered[key] = packed if before is None else before | packed
+            count += touches
+        return count
 
 
 def _uses(sample: Sample, feature: str) -> int:
@@ -101,13 +115,4 @@ def _uses(sample: Sample, feature: str) -> int:
         return sum(not query.masks for query in queries)
     if feature == "question":
         return sum(bool(query.is_sentence or query.explanation or query.rephrasings) for query in queries)
-    if feature == "kind":
-        return sum(bool(query.name) or query.kind not in ("category", "reasoning", "absent") for query in queries)
-    covered: np.ndarray | None = None
-    overlapping = 0
-    for query in queries:
-        for mask in query.masks:
-            target = mask == TARGET
-            overlapping += covered is not None and bool((covered & target).any())
-            covered = target if covered is None else covered | target
-    return overlapping
+    return sum(bool(query.name) or query.kind not in ("category", "reasoning", "absent") for query in queries)

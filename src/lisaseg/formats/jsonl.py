@@ -30,6 +30,14 @@ FIELDS = ("id", "image", "text", "is_sentence", "kind", "target", "mask", "ignor
 _MASK_FORMS = "Write COCO RLE, the path of a PNG, polygons, a list of those, or null if nothing fits."
 
 
+class FieldError(DataError):
+    """A fault in one field of one line; `field` and `problem` are parts of the message."""
+
+    def __init__(self, where: str, field: str, problem: str, next_step: str) -> None:
+        super().__init__(f"{where}, field {field!r}: {problem}.", next_step=next_step)
+        self.field, self.problem = field, problem
+
+
 def read_jsonl(path: str | Path, *, decode_images: bool = False, images: Path | None = None) -> Iterator[Sample]:
     """Samples of a file, one a line, read and checked as they are asked for; empty lines are skipped.
 
@@ -56,7 +64,7 @@ def read_jsonl(path: str | Path, *, decode_images: bool = False, images: Path | 
             if not line.strip():
                 continue
             where = f"{path}:{number}"
-            sample = sample_from_record(_parse(line, where), path.parent, where, decode_image=decode_images, images=images)
+            sample = sample_from_record(parse_line(line, where), path.parent, where, decode_image=decode_images, images=images)
             if sample.id in seen:
                 raise DataError(f"{path}:{number}, field 'id': {sample.id!r} is also in line {seen[sample.id]}.", next_step="Make ids unique.")
             seen[sample.id] = number
@@ -76,7 +84,7 @@ def sample_from_record(record: Mapping[str, Any], folder: Path, where: str, *, d
     Raises:
         DataError: names `where`, the field and what to do.
     """
-    item = _Record(record, folder, where)
+    item = Record(record, folder, where)
     item.check_names()
     image = (images or folder) / item.text("image", required=True)
     size = item.picture_size(image, decode=decode_image)
@@ -174,7 +182,8 @@ def record_of(query: Query, sample_id: str, image: str) -> dict[str, Any]:
     }
 
 
-def _parse(line: bytes, where: str) -> dict[str, Any]:
+def parse_line(line: bytes, where: str) -> dict[str, Any]:
+    """The JSON object of a line; DataError names `where`."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -189,24 +198,33 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Record:
-    """One line under inspection; every refusal names the line and the field."""
+class Record:
+    """One line under inspection; every refusal names the line and the field.
+
+    record: the JSON object. folder: what its paths are relative to. where: "file:line".
+    """
 
     record: Mapping[str, Any]
     folder: Path
     where: str
 
     def fail(self, field: str, problem: str, next_step: str) -> NoReturn:
-        raise DataError(f"{self.where}, field {field!r}: {problem.rstrip('.')}.", next_step=next_step)
+        """Refuse a field."""
+        raise FieldError(self.where, field, problem.rstrip("."), next_step)
 
     def check_names(self) -> None:
         """Further fields are legal; misspelt ones are not, because they would be lost in silence."""
         for name in self.record:
-            near = [] if name in FIELDS else difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.8)
-            if near and near[0] not in self.record:
-                self.fail(name, "is not known", f"Did you mean {near[0]!r}?")
+            self.check_name(name)
+
+    def check_name(self, name: str) -> None:
+        """Refuse a name that is close to a known field which is not there."""
+        near = [] if name in FIELDS else difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.8)
+        if near and near[0] not in self.record:
+            self.fail(name, "is not known", f"Did you mean {near[0]!r}?")
 
     def text(self, field: str, *, required: bool = False) -> str:
+        """A text, "" if it is absent."""
         value = self.record.get(field)
         if value is None and not required:
             return ""
@@ -217,6 +235,7 @@ class _Record:
         return str(value)
 
     def texts(self, field: str) -> tuple[str, ...]:
+        """A list of texts."""
         value = self.record.get(field)
         if value is None or (field == "target" and isinstance(value, str)):
             return ()
@@ -225,6 +244,7 @@ class _Record:
         return tuple(value)
 
     def flag(self, field: str) -> bool:
+        """True or false, false if it is absent."""
         value = self.record.get(field, False)
         if not isinstance(value, bool):
             self.fail(field, f"must be true or false, got {str(value)[:40]!r}", "Write true for a sentence, false for a phrase.")
@@ -252,9 +272,10 @@ class _Record:
             self.fail(field, "is an empty list", "Write null if nothing fits.")
         items = value if isinstance(value, list) else [value]
         names = [f"{field}[{k}]" for k in range(len(items))] if isinstance(value, list) else [field]
-        return [None if item is None and empty_items else self._mask(item, size, name) for item, name in zip(items, names, strict=True)]
+        return [None if item is None and empty_items else self.mask(item, size, name) for item, name in zip(items, names, strict=True)]
 
-    def _mask(self, item: Any, size: tuple[int, int], name: str) -> np.ndarray:
+    def mask(self, item: Any, size: tuple[int, int], name: str) -> np.ndarray:
+        """One mask in any of its forms, bool `(H, W)`; `name` is the field, for messages."""
         height, width = size
         try:
             if isinstance(item, str):

@@ -4,7 +4,8 @@
      "imagePath", "imageData", "imageHeight", "imageWidth"}
 
 Read are `mask` (two inclusive corners and a base64 PNG of the crop), `polygon`, `rectangle`, `oriented_rectangle` (also `rotation`) and `circle`,
-filled as labelme's own `shape_to_mask` does, outline included. Shapes of one label and one `group_id` are one object.
+filled as labelme's own `shape_to_mask` does, outline included. Shapes of one label and one `group_id` are one object. The label `__ignore__` marks
+pixels that are ignored for all labels, as in labelme's own exporters.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from lisaseg.formats.reading import MEND, check_picture, field, find_picture, lo
 from lisaseg.types import Sample
 
 VERSION = "5.10.1"  # of labelme's file format: the first that knows masks is 5.3
+IGNORED = "__ignore__"
 Point = tuple[float, float]
 
 
@@ -48,7 +50,9 @@ def read(path: Path, images: Path | None = None) -> Iterator[Sample]:
             group = shape.get("group_id")
             key = (label, "alone", k) if group is None else (label, "group", str(group))
             objects[key] = (label, mask | objects[key][1] if key in objects else mask)
-        yield sample_of(file.stem, picture, list(objects.values()))
+        named = [(label, mask) for label, mask in objects.values() if label != IGNORED]
+        hidden = [mask for label, mask in objects.values() if label == IGNORED]
+        yield sample_of(file.stem, picture, named, [(label, mask) for label in dict.fromkeys(label for label, _ in named) for mask in hidden])
 
 
 def _mask_of(shape: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
@@ -119,6 +123,9 @@ def write(samples: Iterable[Sample], path: Path) -> int:
             drawn = [_shape(packed.text, mask) for mask in packed.instances()]
             count += bool(drawn)
             shapes += drawn
+        hidden = [mask for packed in picture.queries if (mask := packed.ignored()) is not None]
+        if hidden:
+            shapes.append(_shape(IGNORED, np.logical_or.reduce(hidden)))
         document: dict[str, Any] = {
             "version": VERSION,
             "flags": {},
@@ -140,4 +147,6 @@ def _shape(label: str, mask: np.ndarray) -> dict[str, Any]:
     return {"label": label, **places, "mask": crop}
 
 
-LABELME = Format("labelme", "labelme and X-AnyLabeling, one JSON file a picture", frozenset({"exact", "instances", "overlaps"}), "", read, write)
+LABELME = Format(
+    "labelme", "labelme and X-AnyLabeling, one JSON file a picture", frozenset({"exact", "instances", "overlaps", "ignore"}), "", read, write
+)
