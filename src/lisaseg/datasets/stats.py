@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def describe(contents: Contents) -> dict[str, Any]:
     sizes = [picture_size(path, str(path)) for path in contents.pictures.values()]
     longer = np.array([max(size) for size in sizes], int)
     buckets = {f"< {_SIDES[0]}": int((longer < _SIDES[0]).sum())}
-    buckets |= {f"{low}-{high - 1}": int(((longer >= low) & (longer < high)).sum()) for low, high in zip(_SIDES, _SIDES[1:], strict=False)}
+    buckets |= {f"{low}-{high - 1}": int(((longer >= low) & (longer < high)).sum()) for low, high in pairwise(_SIDES)}
     buckets |= {f">= {_SIDES[-1]}": int((longer >= _SIDES[-1]).sum())}
     same_bytes: dict[str, list[str]] = defaultdict(list)
     for path in contents.pictures.values():
@@ -130,8 +131,8 @@ def overlap(one: Contents, two: Contents) -> dict[str, Any]:
     """What two data sets share: test data that was trained on makes a score worthless.
 
     Returns:
-        Numbers of pictures of `one` that are in `two`: of equal bytes, of equal name (COCO's number or the file's stem), or looking alike (fingerprint
-        of 64 bits that survives resizing and recompression); of equal texts; and up to 20 pairs as examples.
+        Numbers of pictures of `one` that are in `two`: of equal bytes, of equal name (COCO's number or the file's stem), or looking alike (a
+        fingerprint of 64 bits that survives resizing and recompression); of equal texts; and up to 20 pairs as examples.
     """
     theirs = {_digest(path): path for path in two.pictures.values()}
     names = {image_key(path): path for path in two.pictures.values()}
@@ -168,7 +169,7 @@ def _alike(ours: list[Path], theirs: list[Path]) -> list[tuple[Path, Path]]:
 
 
 def fingerprint(path: Path) -> int | None:
-    """64 bits: on a grid of 8 x 9 grey cells, whether each is lighter than its right neighbour. None for pictures that cannot be opened or are flat."""
+    """64 bits: on a grid of 8 x 9 grey cells, whether each is lighter than its right neighbour; None for flat pictures and broken files."""
     try:
         grey = Image.fromarray(open_image(path).rgb).convert("L").resize((9, 8), Image.Resampling.BOX)
     except ImageError:

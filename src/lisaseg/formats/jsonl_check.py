@@ -1,4 +1,4 @@
-"""Every fault of a lisaseg JSONL file. Reading stops at the first one, because a sample must be right or absent; whoever mends a file wants them all."""
+"""Every fault of a lisaseg JSONL file. Reading stops at the first one, because a sample must be right or absent; who mends a file wants them all."""
 
 from __future__ import annotations
 
@@ -64,19 +64,19 @@ def _faults(line: bytes, path: Path, number: int, seen: dict[str, int], decode: 
         if fault not in found:
             found.append(fault)
 
-    def attempt(step: Callable[[], T]) -> T | None:
+    def attempt(step: Callable[..., T], *arguments: Any) -> T | None:
         try:
-            return step()
+            return step(*arguments)
         except LisaSegError as error:
             note(error)
             return None
 
-    record = attempt(lambda: parse_line(line, where))
+    record = attempt(parse_line, line, where)
     if record is None:
         return found
     item = Record(record, path.parent, where)
     for name in record:
-        attempt(lambda name=name: item.check_name(name))  # type: ignore[misc]
+        attempt(item.check_name, name)
     _check_fields(item, attempt)
     _check_masks(item, attempt, decode)
     identity = record.get("id")
@@ -87,20 +87,20 @@ def _faults(line: bytes, path: Path, number: int, seen: dict[str, int], decode: 
     return found
 
 
-def _check_fields(item: Record, attempt: Callable[[Callable[[], Any]], Any]) -> None:
+def _check_fields(item: Record, attempt: Callable[..., Any]) -> None:
     attempt(lambda: item.text("text", required=True))
-    attempt(lambda: item.flag("is_sentence"))
+    attempt(item.flag, "is_sentence")
     for field in ("id", "kind", "explanation"):
-        attempt(lambda field=field: item.text(field))
+        attempt(item.text, field)
     for field in ("target", "rephrasings"):
-        attempt(lambda field=field: item.texts(field))
+        attempt(item.texts, field)
 
 
-def _check_masks(item: Record, attempt: Callable[[Callable[[], Any]], Any], decode: bool) -> None:
+def _check_masks(item: Record, attempt: Callable[..., Any], decode: bool) -> None:
     """The picture, then each mask by itself; without a picture no mask can be judged."""
     image = attempt(lambda: item.text("image", required=True))
     if "mask" not in item.record:
-        attempt(lambda: item.fail("mask", "is missing", "Write a mask, or null if nothing in the picture fits."))
+        attempt(item.fail, "mask", "is missing", "Write a mask, or null if nothing in the picture fits.")
     size = attempt(lambda: item.picture_size(item.folder / image, decode=decode)) if image else None
     if size is None:
         return
@@ -109,6 +109,6 @@ def _check_masks(item: Record, attempt: Callable[[Callable[[], Any]], Any], deco
         if isinstance(value, list) and value:
             for k, entry in enumerate(value):
                 if entry is not None or field == "mask":
-                    attempt(lambda entry=entry, name=f"{field}[{k}]": item.mask(entry, size, name))
+                    attempt(item.mask, entry, size, f"{field}[{k}]")
         else:
-            attempt(lambda field=field: item.masks(field, size))
+            attempt(item.masks, field, size)
