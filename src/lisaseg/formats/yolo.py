@@ -1,7 +1,8 @@
 """YOLO segmentation (Ultralytics): `data.yaml` with class names, `images/`, and for each picture a text file in `labels/`.
 
-A line is one object, `class x1 y1 x2 y2 ...` in fractions of width and height. Parts and holes of an object are joined into that one outline by lines
-walked there and back, so by area nothing is lost; readers that also paint the outline add a few pixels. A picture without a label file shows nothing.
+A line is one object, `class x1 y1 x2 y2 ...` in fractions of width and height. Ultralytics and supervision paint it with OpenCV, on whole pixels and
+the outline included; so it is read and written here. Parts and holes of an object are joined into that one outline by lines walked there and back,
+which show as lines of one pixel. A picture without a label file shows nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from lisaseg.errors import DataError
-from lisaseg.formats import Format, rle, write_aside
+from lisaseg.formats import Format, write_aside
 from lisaseg.formats.contours import mask_to_polygons
 from lisaseg.formats.pictures import by_picture, copy_picture, make_folder, sample_of, unique_stems
+from lisaseg.formats.raster import fill_polygon
 from lisaseg.formats.reading import MEND, checked_text, picture_size
 from lisaseg.types import Sample
 
@@ -106,8 +108,15 @@ def _objects(file: Path, names: dict[int, str], size: tuple[int, int]) -> list[t
         if not all(math.isfinite(v) and -0.01 <= v <= 1.01 for v in values):
             raise DataError(f"{where}: coordinates must lie in 0..1.", next_step="Divide x by the width and y by the height of the picture.")
         points = [v * (height if k % 2 else width) for k, v in enumerate(values)]
-        objects.append((names[int(label)], rle.polygons_to_mask([points], height, width)))
+        mask = np.zeros(size, np.uint8)
+        fill_polygon(mask, list(zip(points[0::2], points[1::2], strict=True)), 1)
+        objects.append((names[int(label)], mask.astype(bool)))
     return objects
+
+
+def _three_points(outline: np.ndarray) -> np.ndarray:
+    """An outline of a pixel or a line has fewer points than the format asks for: its last one again."""
+    return np.concatenate([outline, np.repeat(outline[-1:], max(0, 3 - len(outline)), 0)])
 
 
 def write(samples: Iterable[Sample], path: Path) -> int:
@@ -118,10 +127,11 @@ def write(samples: Iterable[Sample], path: Path) -> int:
     for picture, stem in zip(pictures, unique_stems(pictures), strict=True):
         lines = []
         for packed in picture.queries:
-            outlines = [polygon for mask in packed.instances() for polygon in mask_to_polygons(mask, join=True)]
+            outlines = [polygon for mask in packed.instances() for polygon in mask_to_polygons(mask, centres=True, join=True)]
             count += bool(outlines)
             for outline in outlines:
-                shares = outline / np.array([picture.size[1], picture.size[0]])
+                # A quarter into the pixel: readers that cut and readers that round both find it.
+                shares = (_three_points(outline) + 0.25) / np.array([picture.size[1], picture.size[0]])
                 lines.append(f"{texts.index(packed.text)} " + " ".join(f"{v:.6f}" for v in shares.ravel()))
         copy_picture(picture.image, path / "images" / f"{stem}{picture.image.suffix}")
         write_aside(path / "labels" / f"{stem}.txt", "".join(f"{line}\n" for line in lines).encode())
