@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -332,6 +336,30 @@ def test_stems_are_legal_and_never_meet(tmp_path: Path) -> None:
     for stem in stems:
         assert not stem.startswith("/") and ".." not in stem.split("/") and "\\" not in stem and "\n" not in stem and ":" not in stem
         assert len(Path(stem).name.encode()) + len(".overlay.png") < 255
+
+
+@pytest.mark.long
+def test_kill_9_and_restart_as_processes(tmp_path: Path) -> None:
+    """The real thing: lisa-tiny in a process of its own, killed as soon as its first line is written."""
+    root = Path(__file__).parents[1] / "fixtures/coco/val2017"
+    environment = {**os.environ, "PYTHONPATH": str(Path(runner.__file__).parents[2])}
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "lisaseg", "batch", str(root), str(out), "--prompt", "the person", "--device", "cpu", "--batch-size", "1"]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait(timeout=300) == 0
+    out = tmp_path / "out"
+    process = start(out)
+    while process.poll() is None and not lines(out / "results.jsonl"):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    done = len(lines(out / "results.jsonl"))
+    assert 1 <= done < 4, "killed in the middle"
+    assert start(out).wait(timeout=300) == 0
+    assert without_times(lines(out / "results.jsonl")) == without_times(lines(tmp_path / "whole/results.jsonl"))
+    assert {k: v for k, v in files_of(out).items() if ".aside" not in k} == files_of(tmp_path / "whole")
 
 
 @pytest.fixture(scope="module")

@@ -129,6 +129,16 @@ def test_every_registered_format_is_listed_here() -> None:
         assert form.name == name and form.keeps <= set(FEATURES) and form.about
 
 
+def test_the_table_of_the_docs_is_what_the_formats_say() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")]
+    table = {row[0].strip("`"): row[2:] for row in rows if len(row) == 8}
+    assert sorted(table) == sorted(NAMES)
+    for name, cells in table.items():
+        kept_features = {feature for feature, cell in zip(FEATURES, cells, strict=False) if cell.startswith("yes")}
+        assert kept_features == FORMATS.get(name).keeps - {"kind"}, name
+
+
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())

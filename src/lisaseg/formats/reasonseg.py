@@ -154,4 +154,6 @@ def _record(query: Query) -> dict[str, Any]:
     return record | ({"explanation": query.explanation} if query.explanation else {})
 
 
-REASONSEG = Format("reasonseg", "ReasonSeg's pairs of JPEG and JSON", frozenset({"overlaps", "absent", "question"}), "", read, write, asks=True)
+REASONSEG = Format(
+    "reasonseg", "ReasonSeg's pairs of JPEG and JSON", frozenset({"overlaps", "ignore", "absent", "question"}), "", read, write, asks=True
+)
