@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -34,17 +35,20 @@ class Regression:
     def groups(self) -> list[tuple[float, dict[str, nn.Parameter]]]:
         return [(0.05, dict(self.net.named_parameters())), (0.01, {"rare": self.rare})]
 
-    def step(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def prepare(self, step: int) -> tuple[Tensor, int]:
+        return torch.randn(16, 4, generator=torch.Generator().manual_seed(step)), step
+
+    def loss(self, made: tuple[Tensor, int]) -> tuple[Tensor, dict[str, Tensor]]:
+        x, step = made
         if step == self.fail_at:
             raise KeyboardInterrupt
         self.seen.append(step)
-        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
         loss = (self.net(x)[:, 0] - x.sum(1)).square().mean()  # dropout draws from the global generator
         if step % 5 == 4:
             loss = loss + self.rare.square().sum()
         if step == self.nan_at:
             loss = loss * float("nan")
-        return loss, {"own": float(step)}
+        return loss, {"own": torch.tensor(float(step))}
 
 
 def recipe(out: Path, **values: object) -> Recipe:
@@ -92,6 +96,28 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, kill: int
     assert trainer.resume() == (kill >= 4)
     trainer.run()
     assert stage.seen[0] == kill // 4 * 4 and equal(parameters(stage), whole)
+
+
+def test_steps_that_other_processes_prepare_are_the_same_steps(tmp_path: Path) -> None:
+    whole = run_whole(tmp_path / "whole")
+    stage = Regression()
+    Trainer(stage, recipe(tmp_path, workers=2), tmp_path / "a").run(until=7)
+    again = Regression()
+    trainer = Trainer(again, recipe(tmp_path, workers=3), tmp_path / "a")
+    assert trainer.resume()
+    trainer.run()
+    assert stage.seen + again.seen == list(range(STEPS)) and equal(parameters(again), whole)
+
+
+def test_a_slice_of_time_ends_with_a_checkpoint(tmp_path: Path) -> None:
+    whole = run_whole(tmp_path / "whole")
+    for step in range(1, STEPS + 1):  # no time at all: one step a slice
+        stage = Regression()
+        trainer = Trainer(stage, recipe(tmp_path), tmp_path / "a")
+        assert trainer.resume() == (step > 1)
+        trainer.run(deadline=time.monotonic())
+        assert trainer.step == step and stage.seen == [step - 1]
+    assert equal(parameters(stage), whole)
 
 
 def test_training_learns(tmp_path: Path) -> None:

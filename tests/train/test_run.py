@@ -26,6 +26,7 @@ from lisaseg.train.config import load_recipe
 from lisaseg.train.noun_space import NounSpace
 from lisaseg.train.run import STAGES, run, view_weights, vocabulary
 from lisaseg.train.texts import NounBook
+from lisaseg.train.view_sources import CachedViews
 from lisaseg.vlms.tiny_trunk import TinyTrunk
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"))
@@ -123,7 +124,7 @@ def test_missing_libraries_are_told_at_once(tmp_path: Path, monkeypatch: pytest.
 @pytest.fixture
 def built(tiny_tokenizer: TextTokenizer, small_book: NounBook, cached: list[Path], one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run gets a fresh workshop of the tiny random model; how a real one is built is tested below."""
-    monkeypatch.setattr(door, "build_workshop", lambda recipe, log: workshop.build_shop(tiny_tokenizer, small_book, cached[:2]))
+    monkeypatch.setattr(door, "build_workshop", lambda recipe, log: workshop.build_shop(tiny_tokenizer, small_book, CachedViews(cached[:2])))
 
 
 def log_of(out: Path, stage: str) -> list[int]:
@@ -194,8 +195,8 @@ def world(tmp_path: Path, trunk: TinyTrunk, tiny_tokenizer: TextTokenizer, one_t
 def test_a_recipe_builds_its_workshop(world: Path, trunk: TinyTrunk, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = load_recipe(world)
     shop = door.build_workshop(recipe, print)
-    assert [path.stem for path in shop.views] == ["wide", "wide+a", "tall", "tall+a", "square", "square+a", "composite_0", "composite_1"]
-    assert all(path.is_file() for path in shop.views) and "views 8/8" in capsys.readouterr().err
+    assert [path.stem for path in shop.views.paths] == ["wide", "wide+a", "tall", "tall+a", "square", "square+a", "composite_0", "composite_1"]
+    assert all(path.is_file() for path in shop.views.paths) and "views 8/8" in capsys.readouterr().err
     assert shop.view_weights.sum() == pytest.approx(1) and shop.view_weights[:6].sum() == pytest.approx(0.8)
     assert shop.noun_names == ["dog", "cat", "cup", "tree", "sky", "person", "teapot", "lamp", "kite", "drum"]
     assert shop.book.of("teapot").name == "teapot" and "gannet" in shop.book.nouns
@@ -209,12 +210,12 @@ def test_a_recipe_builds_its_workshop(world: Path, trunk: TinyTrunk, capsys: pyt
     learned = {name for name, p in shop.model.named_parameters() if p.requires_grad}
     assert not any(".trunk." in n or (".language_model." in n and "lora_" not in n) for n in learned)
     assert shop.model.config.lora == {"rank": 4, "alpha": 8} and len([n for n in learned if "lora_A" in n]) == 14
-    times = [path.stat().st_mtime_ns for path in shop.views]
+    times = [path.stat().st_mtime_ns for path in shop.views.paths]
     vectors = shop.space(["dog", "gannet"])
     again = NounSpace(recipe.data.base, recipe.out / "noun_space.safetensors", [])
     torch.testing.assert_close(again(["gannet", "dog"]), vectors.flip(0))
-    assert door.prepare_views(recipe, [Pool(recipe.data.pool, "small_train")], Cutouts(recipe.data.cutouts or ""))[0] == shop.views[0]
-    assert [path.stat().st_mtime_ns for path in shop.views] == times, "what is there is not made again"
+    assert door.prepare_views(recipe, [Pool(recipe.data.pool, "small_train")], Cutouts(recipe.data.cutouts or ""))[0] == shop.views.paths[0]
+    assert [path.stat().st_mtime_ns for path in shop.views.paths] == times, "what is there is not made again"
 
 
 def test_a_recipe_trains_from_files_to_a_model(world: Path) -> None:

@@ -25,8 +25,9 @@ from lisaseg.tokenization import TextTokenizer
 from lisaseg.train.config import StageConfig
 from lisaseg.train.loop import Trainer
 from lisaseg.train.run import STAGES, load_stage, parameter_table, write_model
-from lisaseg.train.stages import JointStage, TextStage, VisionStage, Workshop, noun_loss
+from lisaseg.train.stages import JointStage, TextStage, VisionStage, Workshop
 from lisaseg.train.texts import NounBook
+from lisaseg.train.view_sources import CachedViews
 from lisaseg.train.views import View, ViewInfo, read_view
 from lisaseg.vlms.base import ImageContext
 
@@ -49,7 +50,7 @@ Stage = VisionStage | TextStage | JointStage
 
 @pytest.fixture
 def shop(tiny_tokenizer: TextTokenizer, small_book: NounBook, cached: list[Path], one_thread: None) -> Workshop:
-    return workshop.build_shop(tiny_tokenizer, small_book, cached[:3])
+    return workshop.build_shop(tiny_tokenizer, small_book, CachedViews(cached[:3]))
 
 
 def again(shop: Workshop) -> Workshop:
@@ -59,6 +60,18 @@ def again(shop: Workshop) -> Workshop:
 
 def stage_of(shop: Workshop, kind: str, **changes: Any) -> Stage:
     return STAGES[kind](kind, CONFIGS[kind].model_copy(update=changes), shop)  # type: ignore[no-any-return]
+
+
+def paths_of(shop: Workshop) -> list[Path]:
+    """Files of the cached views."""
+    assert isinstance(shop.views, CachedViews)
+    return shop.views.paths
+
+
+def step_of(stage: Stage, step: int) -> tuple[Tensor, dict[str, float]]:
+    """Loss and numbers of one step."""
+    loss, values = stage.loss(stage.prepare(step))  # type: ignore[arg-type]
+    return loss, {key: float(value) for key, value in values.items()}
 
 
 def trainer_of(shop: Workshop, out: Path, kind: str, **changes: Any) -> Trainer:
@@ -117,13 +130,13 @@ def test_learning_rates_of_joint_are_of_language_and_vision(shop: Workshop) -> N
 def test_a_step_depends_on_seed_and_number_alone(shop: Workshop, kind: str, text_share: float) -> None:
     stage = stage_of(shop, kind, text_share=text_share)
     with torch.no_grad():
-        third = stage.step(3)
-        stage.step(4)
+        third = step_of(stage, 3)
+        step_of(stage, 4)
         np.random.seed(5)
         torch.manual_seed(5)
-        repeated, other = stage.step(3), stage.step(4)
+        repeated, other = step_of(stage, 3), step_of(stage, 4)
         shop.seed += 1
-        reseeded = stage.step(3)
+        reseeded = step_of(stage, 3)
     assert torch.equal(repeated[0], third[0]) and repeated[1] == third[1]
     assert other[1] != third[1] and reseeded[1] != third[1]
 
@@ -132,7 +145,7 @@ def test_text_share_is_the_share_of_text_steps(shop: Workshop) -> None:
     kinds = []
     for share in (0.0, 1.0):
         with torch.no_grad():
-            kinds.append(set(stage_of(shop, "joint", text_share=share).step(0)[1]))
+            kinds.append(set(step_of(stage_of(shop, "joint", text_share=share), 0)[1]))
     assert kinds[1] == {"text_ce", "text_noun", "text_hit", "text_seg"} and {"bce", "dice", "iou", "naming"} <= kinds[0]
 
 
@@ -141,14 +154,14 @@ def test_a_killed_joint_run_ends_as_one_that_never_stopped(shop: Workshop, tmp_p
     trainer_of(shop, tmp_path / "whole", "joint", **changes).run()
     killed = again(shop)
     first = trainer_of(killed, tmp_path / "killed", "joint", **changes)
-    step = first.stage.step
+    prepare = first.stage.prepare
 
-    def until_three(k: int) -> tuple[Tensor, dict[str, float]]:
+    def until_three(k: int) -> Any:
         if k == 3:
             raise KeyboardInterrupt
-        return step(k)
+        return prepare(k)
 
-    first.stage.step = until_three  # type: ignore[method-assign]
+    first.stage.prepare = until_three  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         first.run()
     resumed = again(shop)
@@ -233,14 +246,15 @@ def test_the_parameter_table_is_complete(shop: Workshop) -> None:
 
 
 def test_views_without_anything_to_segment_are_survived(shop: Workshop, tmp_path: Path) -> None:
-    for path in shop.views:
+    paths = paths_of(shop)
+    for path in paths:
         view = read_view(path)
         info = ViewInfo(view.info.id, "small_train", view.info.valid)
         none = torch.zeros(0, 104, 104, dtype=torch.uint8)
         save_file({**view.trunk, "targets": none, "instances": none}, tmp_path / path.name, metadata={"info": json.dumps(info.__dict__)})
-    shop.views = [tmp_path / path.name for path in shop.views]
+    shop.views = CachedViews([tmp_path / path.name for path in paths])
     for kind in ("vision", "joint"):
-        loss, values = stage_of(shop, kind).step(0)
+        loss, values = step_of(stage_of(shop, kind), 0)
         loss.backward()
         assert torch.isfinite(loss) and all(math.isfinite(v) for v in values.values()), kind
 
@@ -252,7 +266,7 @@ def test_views_are_drawn_by_weight(shop: Workshop) -> None:
 
 def test_rivals_of_a_pixel_could_not_be_its_name(shop: Workshop) -> None:
     stage = stage_of(shop, "vision")
-    wide, square = read_view(shop.views[0]), read_view(shop.views[2])
+    wide, square = read_view(paths_of(shop)[0]), read_view(paths_of(shop)[2])
     assert isinstance(stage, VisionStage)
     assert set(wide.info.scope) <= set(stage._rivals(wide, shop.rng("a", 0)))
     assert "shirt" not in stage._rivals(square, shop.rng("a", 0)), "where one thing is labelled, its parts have no verdict"
@@ -261,7 +275,7 @@ def test_rivals_of_a_pixel_could_not_be_its_name(shop: Workshop) -> None:
 
 
 def test_right_pixel_names_cost_little(shop: Workshop) -> None:
-    stage, view = stage_of(shop, "vision"), read_view(shop.views[0])
+    stage, view = stage_of(shop, "vision"), read_view(paths_of(shop)[0])
     assert isinstance(stage, VisionStage)
     small = view.targets[:, ::2, ::2] == 1
     order = sorted(range(len(small)), key=lambda k: -int((view.targets[k] == 1).sum()))
@@ -271,7 +285,7 @@ def test_right_pixel_names_cost_little(shop: Workshop) -> None:
         for place, k in enumerate(order):
             vector = shop.space([view.info.names[order[(place + shift) % len(order)]]])[0]
             pixel[0, :, small[k]] = vector[:, None] * 4
-        pixels.append(float(stage.pixel_names(pixel, [view], shop.rng("a", 0)).detach()))
+        pixels.append(float(stage.naming([view], shop.rng("a", 0)).loss(pixel, stage.neck).detach()))
     assert pixels[0] < 0.01 and pixels[1] > 10
 
 
@@ -279,9 +293,9 @@ def test_prompts_at_their_noun_cost_little(shop: Workshop) -> None:
     names = ["dog", "cat", "cup"]
     right = shop.space(names) * 3
     for prompts, low in ((right, True), (right.flip(0), False)):
-        loss, hit = noun_loss(shop, prompts, names, shop.rng("a", 0), ["tree", "dog"])
+        loss, hit = shop.nouns([0, 1, 2], names, ["tree", "dog"], shop.rng("a", 0)).loss(prompts, shop.temperature)
         assert (loss.item() < 0.05 and hit == 1.0) if low else (loss.item() > 2 and hit < 0.5)
-    nothing, hit = noun_loss(shop, right[:0].requires_grad_(), [], shop.rng("a", 0), ["tree"])
+    nothing, hit = shop.nouns([], [], ["tree"], shop.rng("a", 0)).loss(right[:0].requires_grad_(), shop.temperature)
     assert nothing.item() == 0 and nothing.requires_grad and hit == 1.0
 
 
@@ -297,14 +311,14 @@ def curves(trainer: Trainer) -> dict[str, list[float]]:
 
 
 def test_vision_learns_two_views_by_heart(shop: Workshop, tmp_path: Path) -> None:
-    shop.views, shop.view_weights = shop.views[:2], np.array([0.5, 0.5])
+    shop.views, shop.view_weights = CachedViews(paths_of(shop)[:2]), np.array([0.5, 0.5])
     iou = curves(trainer_of(shop, tmp_path, "vision", steps=40, batch=1, queries=3, lr=3e-4, warmup=5))["iou"]
     assert iou[0] < 0.4 and iou[-1] > 0.7, iou
 
 
 @pytest.mark.long
 def test_joint_learns_to_answer_and_to_segment_a_view(shop: Workshop, tmp_path: Path) -> None:
-    shop.views, shop.view_weights = shop.views[:1], np.array([1.0])
+    shop.views, shop.view_weights = CachedViews(paths_of(shop)[:1]), np.array([1.0])
     plain = {"p_absent": 0.0, "p_chat": 0.0, "p_definition": 0.0}
     told = curves(trainer_of(shop, tmp_path, "joint", steps=40, batch=1, queries=3, lr=1e-2, vision_lr=3e-4, warmup=5, **plain))
     assert told["iou"][0] < 0.4 and told["iou"][-1] > 0.7, told["iou"]

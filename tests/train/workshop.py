@@ -27,6 +27,7 @@ from lisaseg.train.config import DataConfig, Recipe, StageConfig
 from lisaseg.train.run import add_lora
 from lisaseg.train.stages import Workshop
 from lisaseg.train.texts import NounBook
+from lisaseg.train.view_sources import ViewSource
 from lisaseg.vlms.tiny_trunk import TinyTrunk
 from lisaseg.vlms.tiny_vision import WIDTH
 
@@ -175,7 +176,7 @@ class HashSpace:
         return torch.nn.functional.normalize(vectors, dim=-1)
 
 
-def build_shop(tokenizer: TextTokenizer, book: NounBook, views: list[Path], seed: int = 0) -> Workshop:
+def build_shop(tokenizer: TextTokenizer, book: NounBook, views: ViewSource, seed: int = 0) -> Workshop:
     """What `build_workshop` makes, with the tiny random model; the same arguments give the same bits."""
     model = tiny_random.build_model()
     model.config.language_model, model.config.lora = "smollm2-135m-instruct", {"rank": RECIPE["lora_rank"], "alpha": RECIPE["lora_alpha"]}

@@ -22,14 +22,25 @@ def commit(logits_NHW: Tensor, valid_N2: Tensor, top: float = 0.01) -> Tensor:
     Whether there is anything to segment is the language model's decision ([SEG] or not); once made, the decoder commits. Without this, an unusual
     prompt gives low logits everywhere and an empty mask. logits (N, H, W), valid (N, 2) share of the canvas that is picture.
     """
-    shifts = []
-    for logits, (fh, fw) in zip(logits_NHW.unbind(0), valid_N2.tolist(), strict=True):
-        inside = logits[: max(1, round(fh * logits.shape[0])), : max(1, round(fw * logits.shape[1]))].flatten()
-        sure = inside.topk(max(1, int(top * inside.numel()))).values.mean()
-        shifts.append(F.relu(COMMIT - sure))
-    if not shifts:
+    n, h, w = logits_NHW.shape
+    if n == 0:
         return logits_NHW
-    return logits_NHW + torch.stack(shifts)[:, None, None]
+    rows, columns = ((share * side).round().clamp(min=1) for share, side in zip(valid_N2.unbind(1), (h, w), strict=True))
+    at = [torch.arange(side, device=logits_NHW.device) for side in (h, w)]
+    inside = (at[0] < rows[:, None])[:, :, None] & (at[1] < columns[:, None])[:, None, :]
+    k_N = (rows * columns * top + 1e-3).long().clamp(min=1)  # the small number: float32 may end just below a whole number
+    best = logits_NHW.masked_fill(~inside, float("-inf")).flatten(1).topk(max(1, int(top * h * w))).values
+    counted = torch.arange(best.shape[1], device=best.device) < k_N[:, None]
+    sure = best.masked_fill(~counted, 0.0).sum(1) / k_N
+    return logits_NHW + F.relu(COMMIT - sure)[:, None, None]
+
+
+def per_mask(x: Tensor, index_N: Tensor) -> Tensor:
+    """The rows of x (B, ...) that N masks look at: (N, ...). On a CPU by stacking, whose backward is faster than that of an index."""
+    if x.device.type != "cpu":
+        return x[index_N]
+    rows = x.unbind(0)
+    return torch.stack([rows[b] for b in index_N.tolist()])
 
 
 class TinyMaskDecoder(nn.Module):
@@ -74,20 +85,16 @@ class TinyMaskDecoder(nn.Module):
         if n == 0:
             return prompts_NC.new_zeros((0, 104, 104), dtype=torch.float32), prompts_NC.new_zeros((0,), dtype=torch.float32)
         q_NC = F.normalize(prompts_NC.float(), dim=-1).to(dtype)
-        index = image_index_N.tolist()
-        pixel, mid, fine = (m.unbind(0) for m in (maps.pixel, maps.mid, maps.fine))
-        dots = torch.stack([torch.einsum("c,chw->hw", q, pixel[b]) for q, b in zip(q_NC.unbind(0), index, strict=True)])
+        dots = torch.einsum("nc,nchw->nhw", q_NC, per_mask(maps.pixel, image_index_N))
         coarse = dots.float() * self.scale.exp() + self.bias  # (N, 52, 52)
 
-        image = torch.stack([mid[b] for b in index]) + self.similarity(F.avg_pool2d(coarse[:, None].to(dtype), 2))
+        image = per_mask(maps.mid, image_index_N) + self.similarity(F.avg_pool2d(coarse[:, None].to(dtype), 2))
         tokens = torch.cat([self.tokens.to(dtype).expand(n, -1, -1), q_NC[:, None] * 4.0], 1)[:, None]  # (N, 1, 3, C)
         tokens, image = self.two_way(tokens, image, self.position.to(dtype).expand(n, -1, -1, -1), attention_similarity=None)[:2]
         image = image[:, 0].transpose(1, 2).contiguous().view(n, -1, 26, 26)
-        skip1 = self.skip1(maps.half)
-        up = F.gelu(self.up1(image) + torch.stack([skip1[b] for b in index]))
-        up = F.gelu(self.up2(up) + torch.stack([fine[b] for b in index]))  # (N, 32, 104, 104)
+        up = F.gelu(self.up1(image) + per_mask(self.skip1(maps.half), image_index_N))
+        up = F.gelu(self.up2(up) + per_mask(maps.fine, image_index_N))  # (N, 32, 104, 104)
         hyper = self.hyper(tokens[:, 0, 0])  # (N, 33): 32 weights and a bias
         refine = torch.einsum("nc,nchw->nhw", hyper[:, :32], up) + hyper[:, 32, None, None]
         logits = F.interpolate(coarse[:, None], scale_factor=2.0, mode="bilinear", align_corners=False)[:, 0] + refine.float()
-        valid_N2 = torch.stack([maps.valid[b] for b in index])
-        return commit(logits, valid_N2), self.score(tokens[:, 0, 1])[:, 0].float().sigmoid()
+        return commit(logits, maps.valid[image_index_N]), self.score(tokens[:, 0, 1])[:, 0].float().sigmoid()

@@ -22,7 +22,12 @@ class StageConfig(_Strict):
         kind: "vision" (neck and mask decoder towards nouns), "text" (language model on scenes of nouns), "joint" (everything, on pictures).
         steps: optimiser steps. batch: pictures or scenes a step. queries: conversations a picture or scene at most.
         lr: peak learning rate; `vision_lr` for neck and decoder in the joint stage. warmup: steps of linear warm-up, then cosine to 5 %.
-        text_share: share of text batches in the joint stage. p_definition, p_absent, p_chat: mix of what is asked.
+        trunk_lr: of EfficientNet in the stages that see pictures; 0 = the trunk is frozen. It needs `data.live`.
+        text_share: share of text batches in the joint stage; text_batch: scenes in them (0 = `batch`).
+        p_definition, p_absent, p_chat: mix of what is asked.
+        p_implicit: share of texts that are implicit queries, not definitions (half of it where nothing fits).
+        p_attribute: share of scenes where one thing alone has what is asked for. reason_share: share of pictures from `data.reason`.
+        These three are 0 for a model that learns no reasoning query.
         noun_weight: weight of the noun-space losses.
     """
 
@@ -35,10 +40,15 @@ class StageConfig(_Strict):
     warmup: int = 50
     weight_decay: float = 0.01
     clip: float = 1.0
+    trunk_lr: float = Field(default=0.0, ge=0)
     text_share: float = 0.15
+    text_batch: int = Field(default=0, ge=0)
     p_definition: float = 0.6
     p_absent: float = 0.15
     p_chat: float = 0.12
+    p_implicit: float = Field(default=0.0, ge=0, le=1)
+    p_attribute: float = Field(default=0.0, ge=0, le=1)
+    reason_share: float = Field(default=0.0, ge=0, le=1)
     noun_weight: float = 0.5
 
 
@@ -48,6 +58,8 @@ class DataConfig(_Strict):
     Attributes:
         pool: folder with COCO-format files and images/. files: name -> number of views (1 plain, 2 also an augmented one).
         weights: name -> relative sampling weight of its pictures; "cutouts" names the composites.
+        live: make every view anew in every step (for a GPU) instead of caching trunk features of fixed views.
+        reason: JSONL files with reasoning queries (lisaseg's native format), used by stages with a `reason_share`.
         cutouts: folder of cut-outs or None. composites: how many pictures are pasted together. wordnet: `dict` folder or None (usual places).
         nouns: how many of its nouns. base: folder with base archives.
     """
@@ -55,6 +67,8 @@ class DataConfig(_Strict):
     pool: Path
     files: dict[str, int]
     weights: dict[str, float]
+    live: bool = False
+    reason: list[Path] = Field(default_factory=list)
     cutouts: Path | None = None
     composites: int = 0
     wordnet: str | None = None
@@ -63,11 +77,20 @@ class DataConfig(_Strict):
 
 
 class Recipe(_Strict):
-    """A whole recipe. `out`: run folder. `only`: names of stages to run, all if empty; earlier ones are loaded from their checkpoints."""
+    """A whole recipe.
+
+    Attributes:
+        out: run folder. only: names of stages to run, all if empty; earlier ones are loaded from their checkpoints.
+        device: "auto", "cpu", "cuda". threads: of torch on a CPU, 0 = its choice. workers: processes that prepare steps, 0 = none.
+        minutes: stop after so long with a checkpoint, 0 = never; the same command goes on from there.
+    """
 
     out: Path
     seed: int = 0
+    device: str = "auto"
     threads: int = 0
+    workers: int = Field(default=0, ge=0)
+    minutes: float = Field(default=0.0, ge=0)
     bf16: bool = True
     lora_rank: int = 16
     lora_alpha: int = 32

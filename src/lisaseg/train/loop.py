@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from lisaseg.errors import TrainingError
 from lisaseg.train.config import Recipe, StageConfig
+from lisaseg.train.prepared import to_device
 
 
 class Stage(Protocol):
@@ -31,8 +33,12 @@ class Stage(Protocol):
         """(peak learning rate, named parameters) of each group."""
         ...
 
-    def step(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of step number `step` (with gradient) and numbers for the log."""
+    def prepare(self, step: int) -> Any:
+        """All that step number `step` needs, on the CPU; it may run in another process and must not look at the weights."""
+        ...
+
+    def loss(self, made: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss (with gradient) of a prepared step that was moved to the device, and numbers for the log."""
         ...
 
 
@@ -53,6 +59,27 @@ def save_atomic(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]
     os.replace(aside, path)
 
 
+class _Steps(torch.utils.data.Dataset):
+    """step number -> prepared step, for `DataLoader`."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def __getitem__(self, step: int) -> Any:
+        return self.stage.prepare(step)
+
+
+def prepared(stage: Stage, steps: range, workers: int) -> Iterator[Any]:
+    """The prepared steps in their order; with `workers`, other processes make them ahead."""
+    if workers == 0:
+        yield from (stage.prepare(step) for step in steps)
+        return
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when a process forks
+    torch.multiprocessing.set_sharing_strategy("file_system")  # a step holds many tensors, more than there may be open files
+    loader = torch.utils.data.DataLoader(_Steps(stage), batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=3)
+    yield from loader
+
+
 class Trainer:
     """Runs one stage in `run_dir/<stage name>/`: `last.safetensors` (parameters, optimiser, step), TensorBoard events, `log.jsonl`."""
 
@@ -70,6 +97,7 @@ class Trainer:
             betas=(0.9, 0.95),
         )
         self.step = 0
+        self.device = next(iter(self.named.values())).device
 
     @property
     def checkpoint(self) -> Path:
@@ -107,41 +135,47 @@ class Trainer:
                 p.copy_(tensors[f"param/{name}"])
                 if f"adam/{name}/exp_avg" in tensors:
                     keys = ("step", "exp_avg", "exp_avg_sq")
-                    self.optimizer.state[p] = {k: tensors[f"adam/{name}/{k}"].clone() for k in keys}
+                    # AdamW counts its steps on the CPU, whatever the device
+                    self.optimizer.state[p] = {k: tensors[f"adam/{name}/{k}"].clone().to("cpu" if k == "step" else p.device) for k in keys}
         return True
 
-    def run(self, until: int | None = None, progress: Any = None) -> dict[str, float]:
-        """Train to the end of the stage (or to step `until`); returns the means of the last log window."""
+    def run(self, until: int | None = None, progress: Any = None, deadline: float | None = None) -> dict[str, float]:
+        """Train to the end of the stage, to step `until`, or until `time.monotonic()` reaches `deadline`; returns the means of the last log window.
+
+        A checkpoint is written whenever it stops.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         config, recipe = self.stage.config, self.recipe
         end = min(config.steps, until if until is not None else config.steps)
         self.folder.mkdir(parents=True, exist_ok=True)
         writer = SummaryWriter(str(self.folder), purge_step=self.step)
-        window: dict[str, list[float]] = {}
+        window: dict[str, list[Tensor]] = {}
         means: dict[str, float] = {}
         began = time.perf_counter()
-        while self.step < end:
-            values = self._one(config, recipe)
-            for key, value in values.items():
+        for made in prepared(self.stage, range(self.step, end), recipe.workers):
+            for key, value in self._one(made, config, recipe).items():
                 window.setdefault(key, []).append(value)
             self.step += 1
-            if self.step % recipe.log_every == 0 or self.step == end:
-                means = {k: sum(v) / len(v) for k, v in window.items()}
+            stop = self.step == end or (deadline is not None and time.monotonic() >= deadline)
+            if self.step % recipe.log_every == 0 or stop:
+                means = {k: float(torch.stack([v.float() for v in values]).mean()) for k, values in window.items()}
                 means["seconds_per_step"] = (time.perf_counter() - began) / max(len(v) for v in window.values())
                 self._log(writer, means, progress, end)
                 window, began = {}, time.perf_counter()
-            if self.step % recipe.save_every == 0 or self.step == end:
+            if self.step % recipe.save_every == 0 or stop:
                 self.save()
+            if stop:
+                break
         writer.close()
         return means
 
-    def _one(self, config: StageConfig, recipe: Recipe) -> dict[str, float]:
+    def _one(self, made: Any, config: StageConfig, recipe: Recipe) -> dict[str, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate(self.step, config)
         torch.manual_seed(recipe.seed * 1_000_003 + self.step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-            loss, values = self.stage.step(self.step)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
+            loss, values = self.stage.loss(to_device(made, self.device))
         if not math.isfinite(loss.item()):
             raise TrainingError(
                 f"Stage {self.stage.name}: the loss is {loss.item()} at step {self.step}.",
@@ -151,7 +185,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.named.values(), config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {**values, "loss": loss.item(), "grad_norm": norm.item()}
+        return {k: v.cpu() for k, v in {**values, "loss": loss.detach(), "grad_norm": norm.detach()}.items()}
 
     def _log(self, writer: Any, means: dict[str, float], progress: Any, end: int) -> None:
         for key, value in means.items():

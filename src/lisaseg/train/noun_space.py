@@ -7,11 +7,13 @@ few thousand nouns and scaled to unit length. It is a teacher: needed for traini
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -65,29 +67,53 @@ class SentenceEncoder:
 
 
 class NounSpace:
-    """Vectors of names: `space(["dog", "tiled wall"])` -> (2, 256) unit vectors. Built once and kept in `file`."""
+    """Vectors of names: `space(["dog", "tiled wall"])` -> (2, 256) unit vectors.
+
+    Built once from a corpus of names and kept in `file` with their vectors, so that the encoder is opened again only for a name that is new.
+    """
 
     def __init__(self, base: Path, file: Path, corpus: list[str]) -> None:
-        self.base = base
+        self.base, self.file = base, file
         self._encoder: SentenceEncoder | None = None
         self._known: dict[str, Tensor] = {}
         if not file.is_file():
             raw = self._encode(corpus)
             mean = raw.mean(0)
             _, _, v = torch.linalg.svd(raw - mean, full_matrices=False)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"mean": mean, "basis": v[:WIDTH].T.contiguous()}, file)
-        saved = load_file(file)
-        self.mean, self.basis = saved["mean"], saved["basis"]
+            self.mean, self.basis = mean, v[:WIDTH].T.contiguous()
+            self._learn(corpus, raw)
+            self._save()
+            return
+        with safe_open(file, "pt") as f:
+            self.mean, self.basis = f.get_tensor("mean"), f.get_tensor("basis")
+            names = json.loads((f.metadata() or {}).get("names", "[]"))
+            if names:
+                self._known = dict(zip(names, f.get_tensor("vectors"), strict=True))
 
     def _encode(self, names: list[str]) -> Tensor:
         if self._encoder is None:
             self._encoder = SentenceEncoder(self.base)
         return self._encoder([f"the object is {name}" for name in names])
 
+    def _learn(self, names: list[str], raw: Tensor) -> None:
+        self._known.update(zip(names, F.normalize((raw - self.mean) @ self.basis, dim=-1).clone(), strict=True))
+
+    def _save(self) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"mean": self.mean, "basis": self.basis, "vectors": torch.stack(list(self._known.values()))}
+        aside = self.file.with_suffix(f".{os.getpid()}.tmp")
+        save_file(tensors, aside, metadata={"names": json.dumps(list(self._known))})
+        os.replace(aside, self.file)
+
+    def remember(self, names: list[str]) -> None:
+        """Keep the vectors of these names in the file."""
+        before = len(self._known)
+        self(names)
+        if len(self._known) > before:
+            self._save()
+
     def __call__(self, names: list[str]) -> Tensor:
         new = [n for n in dict.fromkeys(names) if n not in self._known]
         if new:
-            vectors = F.normalize((self._encode(new) - self.mean) @ self.basis, dim=-1)
-            self._known.update(zip(new, vectors.clone(), strict=True))
+            self._learn(new, self._encode(new))
         return torch.stack([self._known[n] for n in names]) if names else torch.zeros(0, WIDTH)

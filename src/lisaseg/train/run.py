@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from lisaseg.datasets.cutouts import Cutouts
 from lisaseg.datasets.pool import Pool
 from lisaseg.errors import TrainingError
+from lisaseg.model.assemble import pick_device
 from lisaseg.model.checkpoint import load_language_model, trained_tensors
 from lisaseg.model.config import LisaConfig
 from lisaseg.model.lisa import LisaModel
@@ -24,9 +26,11 @@ from lisaseg.train.config import Recipe, load_recipe
 from lisaseg.train.loop import Trainer, save_atomic
 from lisaseg.train.noun_space import COCO_THINGS, NounSpace
 from lisaseg.train.progress import reporting
+from lisaseg.train.reason_views import ReasonViews
 from lisaseg.train.stages import JointStage, TextStage, VisionStage, Workshop
 from lisaseg.train.texts import NounBook
 from lisaseg.train.tiny_base import build_trunk, imagenet_names
+from lisaseg.train.view_sources import CachedViews, LiveViews, ViewSource
 from lisaseg.train.views import build_cache, plan_views
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -76,7 +80,7 @@ def view_weights(recipe: Recipe, pools: list[Pool], n_composites: int) -> np.nda
     """Sampling probability of every view, in plan order: a file's weight is shared by its views."""
     weights: list[float] = []
     for pool in pools:
-        copies = recipe.data.files[pool.path.stem]
+        copies = 1 if recipe.data.live else recipe.data.files[pool.path.stem]
         total = recipe.data.weights.get(pool.path.stem, 1.0)
         per = pool.sampling_weights()
         scaled = total * per / per.sum() / copies
@@ -84,6 +88,23 @@ def view_weights(recipe: Recipe, pools: list[Pool], n_composites: int) -> np.nda
     weights += [recipe.data.weights.get("cutouts", 1.0) / max(1, n_composites)] * n_composites
     p = np.array(weights)
     return p / p.sum()  # type: ignore[no-any-return]
+
+
+def view_source(recipe: Recipe, pools: list[Pool], cutouts: Cutouts | None) -> ViewSource:
+    """Live views, or the cache, whose missing views are computed now.
+
+    Raises:
+        TrainingError: a stage wants to train the trunk on cached features.
+    """
+    if recipe.data.live:
+        return LiveViews(pools, cutouts, recipe.data.composites)
+    hungry = [name for name, stage in recipe.stages.items() if stage.trunk_lr > 0 or stage.reason_share > 0]
+    if hungry:
+        raise TrainingError(
+            f"Stage {hungry[0]} trains the trunk or reads reasoning samples, but the features of the trunk are cached.",
+            next_step=f"Set data.live=true, or stages.{hungry[0]}.trunk_lr=0 and reason_share=0.",
+        )
+    return CachedViews(prepare_views(recipe, pools, cutouts))
 
 
 def build_workshop(recipe: Recipe, log: Callable[[str], None]) -> Workshop:
@@ -96,7 +117,12 @@ def build_workshop(recipe: Recipe, log: Callable[[str], None]) -> Workshop:
             book.add(cutouts[i].name, [], [])  # its tags are themes ("beach"), not names
     nouns = vocabulary(recipe, pools, cutouts)
     space = NounSpace(recipe.data.base, recipe.out / "noun_space.safetensors", list(book.nouns))
-    views = prepare_views(recipe, pools, cutouts)
+    imagenet = imagenet_names(recipe.data.base)
+    space.remember([*book.nouns, *nouns, *COCO_THINGS, *imagenet])
+    reason = ReasonViews(recipe.data.reason) if recipe.data.reason else None
+    if reason is not None:
+        space.remember([q.name.split(",")[0].strip() for _, queries in reason.pictures for q in queries if q.name])
+    views = view_source(recipe, pools, cutouts)
     log(f"{len(views)} views, {len(nouns)} names in the vision vocabulary, {len(book.nouns)} nouns with texts")
     language_model, folder = load_language_model("smollm2-135m-instruct", torch.bfloat16 if recipe.bf16 else torch.float32)
     config = LisaConfig(
@@ -112,13 +138,19 @@ def build_workshop(recipe: Recipe, log: Callable[[str], None]) -> Workshop:
     neck = model.vlm.vision.neck  # type: ignore[union-attr]
     neck.nouns.copy_(space(nouns))  # type: ignore[operator,union-attr]
     neck.coco_nouns.copy_(space(list(COCO_THINGS)))  # type: ignore[operator,union-attr]
-    neck.imagenet_nouns.copy_(space(imagenet_names(recipe.data.base)))  # type: ignore[operator,union-attr]
+    neck.imagenet_nouns.copy_(space(imagenet))  # type: ignore[operator,union-attr]
     torch.manual_seed(recipe.seed + 1)
     add_lora(model, recipe.lora_rank, recipe.lora_alpha)
-    language_model.set_attn_implementation("eager")  # with packed masks on a CPU faster than the fused kernel, most of all backward
+    device = pick_device(recipe.device)
+    # with packed masks on a CPU, plain attention is faster than the fused kernel, most of all backward
+    language_model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
+    if device.type != "cpu":
+        model.vlm.vision.trunk.to(memory_format=torch.channels_last)  # type: ignore[union-attr,call-overload]
+    model.to(device)
     tokenizer = TextTokenizer(folder, model.vlm.seg_token_id, model.vlm.image_token_id)
     weights = view_weights(recipe, pools, recipe.data.composites if cutouts is not None else 0)
-    return Workshop(model, tokenizer, book, space, nouns, views, weights, recipe.seed, nn.Parameter(torch.tensor(2.7)))
+    temperature = nn.Parameter(torch.tensor(2.7, device=device))
+    return Workshop(model, tokenizer, book, space, nouns, views, weights, recipe.seed, temperature, reason)
 
 
 def load_stage(shop: Workshop, file: Path) -> None:
@@ -131,6 +163,7 @@ def load_stage(shop: Workshop, file: Path) -> None:
 
     vlm = shop.model.vlm
     parts: dict[str, nn.Module] = {
+        "trunk": vlm.vision.trunk,  # type: ignore[union-attr,dict-item]
         "neck": vlm.vision.neck,  # type: ignore[union-attr,dict-item]
         "decoder": shop.model.mask_decoder,
         "language_model": vlm.language_model,
@@ -178,6 +211,7 @@ def run(path: Path, overrides: list[str], *, resume: bool = True, dry_run: bool 
             log(f"{part:24s} {n / 1e6:8.2f} M")
         return
     order = list(recipe.stages)
+    deadline = time.monotonic() + 60 * recipe.minutes if recipe.minutes else None
     for name, config in recipe.stages.items():
         trainer = Trainer(STAGES[config.kind](name, config, shop), recipe, recipe.out)
         if recipe.only and name not in recipe.only:
@@ -189,7 +223,10 @@ def run(path: Path, overrides: list[str], *, resume: bool = True, dry_run: bool 
         if resume and trainer.resume():
             log(f"{name}: resumed at step {trainer.step}")
         with reporting(name) as report:
-            trainer.run(progress=report)
+            trainer.run(progress=report, deadline=deadline)
+        if trainer.step < config.steps:
+            log(f"{name}: stopped at step {trainer.step} of {config.steps} after {recipe.minutes:g} minutes; run the same command again to go on")
+            return
     write_model(shop, recipe.out / "model", "# Model card\n\nWritten by `lisaseg train`; not evaluated yet.\n")
     log(f"model written to {recipe.out / 'model'}")
 

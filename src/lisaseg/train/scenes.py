@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lisaseg.chat import Conversation
-from lisaseg.prompts import choose
+from lisaseg.prompts import ANSWER_NAMED, NO_TARGET, choose
 from lisaseg.train.config import StageConfig
 from lisaseg.train.noun_space import NounSpace
 from lisaseg.train.texts import DUMMY, NounBook, absent_turn, ask, listing_turn, presence_turn, segment_turn, single
@@ -46,7 +46,7 @@ def _draw_names(book: NounBook, n: int, rng: np.random.Generator) -> list[str]:
     names: list[str] = []
     while len(names) < n:
         draw = rng.random()
-        group = book.categories if draw < 0.5 else book.common if draw < 0.7 and book.common else book.rest
+        group = book.categories if draw < 0.4 else book.common if draw < 0.65 and book.common else book.rest
         # frequent nouns come first in `rest`: a square root pulls the draw towards them
         i = int(len(group) * rng.random() ** (2.0 if group is book.rest else 1.0))
         if group[i] not in names:
@@ -56,35 +56,69 @@ def _draw_names(book: NounBook, n: int, rng: np.random.Generator) -> list[str]:
 
 def make_scene(book: NounBook, config: StageConfig, rng: np.random.Generator) -> Scene:
     """Two backgrounds, two to seven things as rectangles, and `config.queries` conversations."""
+    if book.attributes and rng.random() < config.p_attribute:
+        return _attribute_scene(book, config, rng)
     names = _draw_names(book, 2 + int(rng.integers(2, 8)), rng)
     anchor, definition = _tempting(book, names, rng)
-    g = TOKEN_GRID
-    layout = np.zeros((g, g), np.int64)
-    layout[int(rng.integers(2, g - 1)) :] = 1
-    for k in range(2, len(names)):
-        h, w = int(rng.integers(1, 5)), int(rng.integers(1, 5))
-        y, x = int(rng.integers(0, g - h + 1)), int(rng.integers(0, g - w + 1))
-        layout[y : y + h, x : x + w] = k
+    layout = _layout(len(names), rng)
     seen = [names[k] for k in np.unique(layout)]
     conversations: list[Conversation] = []
     targets: list[str] = []
     for _ in range(config.queries):
-        draw = rng.random()
-        if draw < config.p_absent:
-            conversations.append(single(absent_turn(book, _far_name(book, seen, rng), rng, config.p_definition)))
-        elif draw < config.p_absent + config.p_chat * 0.5:
-            conversations.append(single(_chat_turn(book, seen, rng)))
-        else:
-            name = seen[int(rng.integers(len(seen)))]
-            if anchor in seen and rng.random() < 0.4:
-                name = anchor
-                text, is_sentence, kind = book.phrase(definition, rng)
-                conversations.append(single(Turn(ask(text, is_sentence, kind, rng), f"It is the {name} [SEG].", (DUMMY,))))
-                targets.append(name)
-                continue
-            turn = segment_turn(book, name, rng, config.p_definition) if rng.random() > 0.06 else _hypernym_turn(book, name, seen, rng)
-            conversations.append(single(turn))
-            targets.append(name)
+        turn, name = _query(book, config, seen, rng, (anchor, definition) if anchor in seen else None)
+        conversations.append(single(turn))
+        targets += [name] if name else []
+    return Scene(names, layout, conversations, targets)
+
+
+def _layout(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Which of n names fills each of the 9 x 9 cells: the first two are grounds, the others rectangles on them."""
+    g = TOKEN_GRID
+    layout = np.zeros((g, g), np.int64)
+    layout[int(rng.integers(2, g - 1)) :] = 1
+    for k in range(2, n):
+        h, w = int(rng.integers(1, 5)), int(rng.integers(1, 5))
+        y, x = int(rng.integers(0, g - h + 1)), int(rng.integers(0, g - w + 1))
+        layout[y : y + h, x : x + w] = k
+    return layout
+
+
+def _query(book: NounBook, config: StageConfig, seen: list[str], rng: np.random.Generator, anchor: tuple[str, str] | None) -> tuple[Turn, str]:
+    """One question about a scene that shows `seen`, and the name of its mask, "" if it has none. anchor: a name and a tempting definition."""
+    draw = rng.random()
+    if draw < config.p_absent:
+        return absent_turn(book, _far_name(book, seen, rng), rng, config.p_definition, config.p_implicit / 2), ""
+    if draw < config.p_absent + config.p_chat * 0.5:
+        return _chat_turn(book, seen, rng), ""
+    if anchor is not None and rng.random() < 0.4:
+        text, is_sentence, kind = book.phrase(anchor[1], rng)
+        return Turn(ask(text, is_sentence, kind, rng), ANSWER_NAMED.format(name=anchor[0]), (DUMMY,)), anchor[0]
+    name = seen[int(rng.integers(len(seen)))]
+    if rng.random() > 0.06:
+        return segment_turn(book, name, rng, config.p_definition, p_implicit=config.p_implicit), name
+    return _hypernym_turn(book, name, seen, rng), name
+
+
+def _attribute_scene(book: NounBook, config: StageConfig, rng: np.random.Generator) -> Scene:
+    """A scene where one thing alone has the attribute that is asked for, or, as often as things are absent, none has."""
+    attribute = choose(book.attributes, rng)
+    others = [attribute.no[int(i)] for i in rng.permutation(len(attribute.no))[: int(rng.integers(3, 9))]]
+    name = "" if rng.random() < config.p_absent else choose(attribute.yes, rng)
+    names = [*others[:2], *([name] if name else []), *others[2:]]
+    layout = _layout(len(names), rng)
+    seen = [names[k] for k in np.unique(layout)]
+    conversations: list[Conversation] = []
+    targets: list[str] = []
+    for k in range(config.queries):
+        if k % 2 == 0 and (not name or name in seen):
+            text, is_sentence = choose(attribute.queries, rng)
+            question = ask(text, is_sentence, "implicit", rng)
+            conversations.append(single(Turn(question, ANSWER_NAMED.format(name=name), (DUMMY,)) if name else Turn(question, NO_TARGET)))
+            targets += [name] if name else []
+            continue
+        turn, other = _query(book, config, seen, rng, None)
+        conversations.append(single(turn))
+        targets += [other] if other else []
     return Scene(names, layout, conversations, targets)
 
 

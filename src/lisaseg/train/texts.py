@@ -51,6 +51,16 @@ class NounTexts:
     count: int = 0
 
 
+@dataclass(frozen=True)
+class Attribute:
+    """Something that some things clearly have and others clearly have not, and ways to ask for the one that has it: (text, is_sentence)."""
+
+    id: str
+    yes: list[str]
+    no: list[str]
+    queries: list[tuple[str, bool]]
+
+
 def _data(name: str) -> dict[str, object]:
     file = resources.files("lisaseg.datasets").joinpath(name)
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -81,6 +91,9 @@ class NounBook:
                 self.nouns[noun.name] = NounTexts(noun.name, list(noun.synonyms), [noun.gloss], list(noun.hypernyms[:3]), noun.count)
             elif noun.gloss not in known.definitions:
                 known.hypernyms = list(noun.hypernyms[:3])
+        implicit = _data("implicit_texts.json")
+        self.implicit: dict[str, list[tuple[str, bool]]] = {n: [(t, s) for t, s in implicit.get(n, ())] for n in self.nouns}  # type: ignore[attr-defined]
+        self.attributes = [Attribute(**entry) for entry in _data("attributes.json").get("attributes", ())]  # type: ignore[attr-defined]
         self._mentions: dict[str, list[str]] = {}
         self.rest = [n for n in self.nouns if n not in set(self.categories) and n not in set(self.common)]
 
@@ -103,9 +116,12 @@ class NounBook:
             self._mentions[definition] = [w for w in (*spoken, *singular) if w in self.nouns]
         return [w for w in self._mentions[definition] if w not in name.split() and w != name]
 
-    def query_text(self, name: str, rng: np.random.Generator, p_definition: float = 0.6) -> tuple[str, bool, str]:
+    def query_text(self, name: str, rng: np.random.Generator, p_definition: float = 0.6, p_implicit: float = 0.0) -> tuple[str, bool, str]:
         """One way to speak of `name`: (text, whether it is a whole sentence, kind)."""
         entry = self.of(name)
+        if p_implicit and self.implicit.get(name) and rng.random() < p_implicit:
+            text, is_sentence = prompts.choose(self.implicit[name], rng)
+            return text, is_sentence, "implicit"
         draw = rng.random()
         if entry.definitions and draw < p_definition:
             return self.phrase(prompts.choose(entry.definitions, rng), rng)
@@ -132,10 +148,10 @@ def ask(text: str, is_sentence: bool, kind: str, rng: np.random.Generator) -> st
     return prompts.choose(options, rng).format(text=text)
 
 
-def segment_turn(book: NounBook, name: str, rng: np.random.Generator, p_definition: float, text: str | None = None) -> Turn:
+def segment_turn(book: NounBook, name: str, rng: np.random.Generator, p_definition: float, text: str | None = None, p_implicit: float = 0.0) -> Turn:
     """Ask for `name` (or for `text`, which means the same) and answer with its mask; sometimes with its definition as the explanation."""
     if text is None:
-        text, is_sentence, kind = book.query_text(name, rng, p_definition)
+        text, is_sentence, kind = book.query_text(name, rng, p_definition, p_implicit)
     else:
         is_sentence, kind = False, "category"
     question = ask(text, is_sentence, kind, rng)
@@ -146,9 +162,9 @@ def segment_turn(book: NounBook, name: str, rng: np.random.Generator, p_definiti
     return Turn(question, prompts.ANSWER_NAMED.format(name=name), (DUMMY,))
 
 
-def absent_turn(book: NounBook, name: str, rng: np.random.Generator, p_definition: float) -> Turn:
+def absent_turn(book: NounBook, name: str, rng: np.random.Generator, p_definition: float, p_implicit: float = 0.0) -> Turn:
     """Ask for something that is not there."""
-    text, is_sentence, kind = book.query_text(name, rng, p_definition)
+    text, is_sentence, kind = book.query_text(name, rng, p_definition, p_implicit)
     return Turn(ask(text, is_sentence, kind, rng), prompts.NO_TARGET)
 
 

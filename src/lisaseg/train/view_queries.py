@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lisaseg.chat import Conversation
+from lisaseg.prompts import ANSWER_NAMED
 from lisaseg.train.config import StageConfig
 from lisaseg.train.texts import (
     DUMMY,
@@ -51,6 +53,7 @@ class ViewQueries:
 
     def __init__(self, book: NounBook, config: StageConfig) -> None:
         self.book, self.config = book, config
+        self.attributes = [(set(a.yes), set(a.no), a) for a in book.attributes] if config.p_attribute else []
 
     def make(self, view: View, rng: np.random.Generator) -> Asked:
         """At most `config.queries` conversations with a mask, and absent things and chat on top; at least one."""
@@ -65,10 +68,14 @@ class ViewQueries:
             conversations.append(Conversation(turns))
             targets.append(target)
             nouns.append(noun)
+        for turn, target, name in self._by_attribute(view, rng):
+            conversations.append(single(turn))
+            targets.append(target)
+            nouns.append(name)
         if view.info.absent:
             for _ in range(int(rng.binomial(self.config.queries, self.config.p_absent))):
                 name = view.info.absent[int(rng.integers(len(view.info.absent)))]
-                conversations.append(single(absent_turn(self.book, name, rng, self.config.p_definition)))
+                conversations.append(single(absent_turn(self.book, name, rng, self.config.p_definition, self.config.p_implicit / 2)))
         if rng.random() < 4 * self.config.p_chat or not conversations:
             conversations.append(single(self._chat(view, rng)))
         stacked = torch.stack(targets) if targets else torch.zeros(0, 104, 104, dtype=torch.uint8)
@@ -86,7 +93,22 @@ class ViewQueries:
                 phrase = phrases[int(rng.integers(len(phrases)))]
                 return Turn(ask(phrase, False, "referring", rng), f"It is {phrase} {SEG_TEXT}.", (DUMMY,)), view.instances[members[i]], ""
         text = info.texts[k] if info.kinds[k] == "attribute" else None
-        return segment_turn(self.book, name, rng, self.config.p_definition, text), view.targets[k], name
+        return segment_turn(self.book, name, rng, self.config.p_definition, text, self.config.p_implicit), view.targets[k], name
+
+    def _by_attribute(self, view: View, rng: np.random.Generator) -> Iterator[tuple[Turn, Tensor, str]]:
+        """At most one question by an attribute that one thing here surely has and all others surely have not."""
+        info = view.info
+        places = {name: k for k, name in enumerate(info.names) if info.kinds[k] == "category"}
+        if not self.attributes or len(info.scope) < 2 or len(places) < 2 or rng.random() > self.config.p_attribute:
+            return
+        present = set(places)
+        fitting = [a for yes, no, a in self.attributes if len(present & yes) == 1 and present - yes <= no]
+        if fitting:
+            attribute = fitting[int(rng.integers(len(fitting)))]
+            (name,) = present & set(attribute.yes)
+            text, is_sentence = attribute.queries[int(rng.integers(len(attribute.queries)))]
+            question = ask(text, is_sentence, "implicit", rng)
+            yield Turn(question, ANSWER_NAMED.format(name=name), (DUMMY,)), view.targets[places[name]], name
 
     def _chat(self, view: View, rng: np.random.Generator) -> Turn:
         draw = rng.random()

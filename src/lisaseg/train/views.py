@@ -53,12 +53,14 @@ class ViewInfo:
 
 @dataclass
 class View:
-    """Features and targets of one view: trunk dict without batch axis, targets (M, 104, 104) uint8, instances (I, 104, 104) uint8."""
+    """One view: targets (M, 104, 104) uint8, instances (I, 104, 104) uint8, and either the trunk's features (without batch axis) or, for a trunk that
+    runs in every step, the pixels uint8 (3, 416, 416)."""
 
     info: ViewInfo
     trunk: dict[str, Tensor]
     targets: Tensor
     instances: Tensor
+    pixels: Tensor | None = None
 
 
 def crop_box(hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -82,28 +84,36 @@ Raw = tuple[ViewInfo, np.ndarray, list[np.ndarray], list[np.ndarray]]
 
 def pool_views(pool: Pool, index: int, augment: bool, seed: int) -> Raw:
     """One picture of the pool, plain or flipped and cropped: info, rgb, target masks, instance masks."""
+    window = crop_box(pool.size(index), np.random.default_rng([seed, index])) if augment else None
+    raw = window_view(pool, index, window, flip=augment)
+    raw[0].id += "+a" if augment else ""
+    return raw
+
+
+def window_view(pool: Pool, index: int, window: tuple[int, int, int, int] | None, flip: bool) -> Raw:
+    """A window (top, left, bottom, right; None = all) of one picture of the pool, mirrored or not: info, rgb, target masks, instance masks."""
     sample = pool[index]
     rgb = open_image(sample.image).rgb
     masks = [q.masks[0] for q in sample.queries]
     instances = pool.instances(index)
     singles = [m for _, m in instances]
-    if augment:
-        t, left, b, r = crop_box(rgb.shape[:2], np.random.default_rng([seed, index]))
-        rgb = np.ascontiguousarray(rgb[t:b, left:r][:, ::-1])
-        masks = [m[t:b, left:r][:, ::-1] for m in masks]
-        singles = [m[t:b, left:r][:, ::-1] for m in singles]
+    t, left, b, r = window or (0, 0, *rgb.shape[:2])
+    step = -1 if flip else 1
+    rgb = np.ascontiguousarray(rgb[t:b, left:r][:, ::step])
+    masks = [m[t:b, left:r][:, ::step] for m in masks]
+    singles = [m[t:b, left:r][:, ::step] for m in singles]
     area = rgb.shape[0] * rgb.shape[1]
     keep = [k for k, m in enumerate(masks) if (m == 1).sum() >= 0.0005 * area]
     counted = [n for n, _ in instances]
     single = [k for k, m in enumerate(singles) if 2 <= counted.count(counted[k]) <= 6 and (m == 1).sum() >= 0.003 * area]
-    info = ViewInfo(f"{sample.id}{'+a' if augment else ''}", sample.source, (1.0, 1.0))
+    info = ViewInfo(sample.id, sample.source, (1.0, 1.0))
     info.names = [sample.queries[k].name for k in keep]
     info.texts = [sample.queries[k].text for k in keep]
     info.kinds = [sample.queries[k].kind for k in keep]
     info.instance_names = [counted[k] for k in single]
     info.absent = list(sample.absent)
     info.scope = sorted(pool.scope(index))
-    info.captions = [] if augment else list(pool.captions(index))
+    info.captions = [] if window or flip else list(pool.captions(index))
     return info, rgb, [masks[k] for k in keep], [singles[k] for k in single]
 
 
@@ -126,19 +136,26 @@ def composite_view(pools: list[Pool], cutouts: Cutouts, index: int, seed: int) -
     return info, rgb, list(by_name.values()), []
 
 
-def write_view(folder: Path, raw: Raw, trunk: TinyTrunk) -> Path:
-    """Compute the features of one view and write `<id>.safetensors`; aside first, then renamed."""
+def place(raw: Raw) -> View:
+    """Put a view on the canvas, without features."""
     info, rgb, masks, instances = raw
     canvas, placement = fit_longest_side(rgb, CANVAS)
     info.valid = placement.valid_fraction
-    pixels = torch.from_numpy(canvas).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.from_numpy(canvas).permute(2, 0, 1).contiguous()
+    return View(info, {}, _shrink(placement, masks), _shrink(placement, instances), pixels)
+
+
+def write_view(folder: Path, raw: Raw, trunk: TinyTrunk) -> Path:
+    """Compute the features of one view and write `<id>.safetensors`; aside first, then renamed."""
+    view = place(raw)
+    assert view.pixels is not None
     with torch.inference_mode():
-        features = trunk(pixels)
+        features = trunk(view.pixels[None].float() / 255)
     tensors = {k: features[k][0].contiguous().to(torch.float32 if k in ("boxes", "scores") else torch.bfloat16) for k in FEATURES}
-    tensors["targets"], tensors["instances"] = _shrink(placement, masks), _shrink(placement, instances)
-    path = folder / f"{info.id}.safetensors"
+    tensors["targets"], tensors["instances"] = view.targets, view.instances
+    path = folder / f"{view.info.id}.safetensors"
     aside = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(tensors, aside, metadata={"info": json.dumps(asdict(info))})
+    save_file(tensors, aside, metadata={"info": json.dumps(asdict(view.info))})
     os.replace(aside, path)
     return path
 

@@ -119,59 +119,59 @@ class YoloTiny(nn.Module):
 
 
 def detections(head13: Tensor, head26: Tensor, k: int = 48, floor: float = 0.03) -> tuple[Tensor, Tensor]:
-    """Decode both heads of ONE image: (255, 13, 13) and (255, 26, 26) -> boxes (K, 4) cx cy w h in [0, 1] of the canvas and scores (K, 80).
+    """Decode both heads: (B, 255, 13, 13) and (B, 255, 26, 26) -> boxes (B, K, 4) cx cy w h in [0, 1] of the canvas and scores (B, K, 80), float32.
 
-    The `k` boxes with the best class score, after suppressing boxes of the same best class with IoU > 0.45; always k rows, empty ones have score 0.
+    The `k` boxes with the best class score, after suppressing boxes of the same best class with IoU > 0.45; always k rows, empty ones are 0.
     Formulas: YOLOv3 (arXiv 1804.02767), section 2.1.
     """
     boxes, scores = [], []
     for head, anchors in zip((head13, head26), _ANCHORS, strict=True):
-        g = head.shape[-1]
-        p = head.float().view(3, 85, g, g)
-        ys, xs = torch.meshgrid(torch.arange(g), torch.arange(g), indexing="ij")
-        a = torch.tensor(anchors, dtype=torch.float32).view(3, 2, 1, 1) / CANVAS
-        cx = (p[:, 0].sigmoid() + xs) / g
-        cy = (p[:, 1].sigmoid() + ys) / g
-        wh = p[:, 2:4].clamp(max=8).exp() * a
-        boxes.append(torch.stack([cx, cy, wh[:, 0], wh[:, 1]], -1).view(-1, 4))
-        scores.append((p[:, 4:5].sigmoid() * p[:, 5:].sigmoid()).permute(0, 2, 3, 1).reshape(-1, 80))
-    box, score = torch.cat(boxes), torch.cat(scores)
-    best, label = score.max(-1)
-    top = best.topk(min(4 * k, len(best))).indices
-    box, score, best, label = box[top], score[top], best[top], label[top]
-    corners = torch.cat([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], 1).clamp(0, 1)
-    lt, rb = torch.maximum(corners[:, None, :2], corners[None, :, :2]), torch.minimum(corners[:, None, 2:], corners[None, :, 2:])
-    inter = (rb - lt).clamp(min=0).prod(-1)
-    area = (corners[:, 2:] - corners[:, :2]).prod(-1)
-    iou = inter / (area[:, None] + area[None, :] - inter + 1e-9)
-    clash = (iou > 0.45) & (label[:, None] == label[None, :])
-    keep = torch.zeros(len(box), dtype=torch.bool)
-    for i in range(len(box)):  # greedy, in order of score
-        keep[i] = best[i] >= floor and not bool((clash[i, :i] & keep[:i]).any())
-    rows = keep.nonzero()[:k, 0]
-    out_box, out_score = torch.zeros(k, 4), torch.zeros(k, 80)
-    out_box[: len(rows)], out_score[: len(rows)] = box[rows], score[rows]
-    return out_box, out_score
+        b, g, device = len(head), head.shape[-1], head.device
+        p = head.detach().float().view(b, 3, 85, g, g)
+        ys, xs = torch.meshgrid(torch.arange(g, device=device), torch.arange(g, device=device), indexing="ij")
+        a = torch.tensor(anchors, dtype=torch.float32, device=device).view(3, 2, 1, 1) / CANVAS
+        cx = (p[:, :, 0].sigmoid() + xs) / g
+        cy = (p[:, :, 1].sigmoid() + ys) / g
+        wh = p[:, :, 2:4].clamp(max=8).exp() * a
+        boxes.append(torch.stack([cx, cy, wh[:, :, 0], wh[:, :, 1]], -1).view(b, -1, 4))
+        scores.append((p[:, :, 4:5].sigmoid() * p[:, :, 5:].sigmoid()).permute(0, 1, 3, 4, 2).reshape(b, -1, 80))
+    box, score = torch.cat(boxes, 1), torch.cat(scores, 1)
+    top = score.amax(-1).topk(min(4 * k, box.shape[1])).indices[..., None]  # best first
+    box, score = box.gather(1, top.expand(-1, -1, 4)), score.gather(1, top.expand(-1, -1, 80))
+    keep = _suppress(box, *score.max(-1), floor)
+    order = keep.long().argsort(dim=1, descending=True, stable=True)[:, :k, None]  # the kept ones, best first
+    kept = keep.gather(1, order[..., 0])[..., None]
+    return box.gather(1, order.expand(-1, -1, 4)) * kept, score.gather(1, order.expand(-1, -1, 80)) * kept
+
+
+def _suppress(box: Tensor, best: Tensor, label: Tensor, floor: float) -> Tensor:
+    """Greedy suppression in order of score, for all pictures at once: box (B, n, 4), best and label (B, n) -> which are kept, bool (B, n)."""
+    corners = torch.cat([box[..., :2] - box[..., 2:] / 2, box[..., :2] + box[..., 2:] / 2], -1).clamp(0, 1)
+    one, two = corners[:, :, None], corners[:, None]
+    inter = (torch.minimum(one[..., 2:], two[..., 2:]) - torch.maximum(one[..., :2], two[..., :2])).clamp(min=0).prod(-1)
+    area = (corners[..., 2:] - corners[..., :2]).prod(-1)
+    iou = inter / (area[:, :, None] + area[:, None] - inter + 1e-9)
+    clash = (iou > 0.45) & (label[:, :, None] == label[:, None])
+    keep = best >= floor
+    for i in range(1, box.shape[1]):
+        keep[:, i] &= ~(clash[:, i, :i] & keep[:, :i]).any(1)
+    return keep
 
 
 def class_map(boxes: Tensor, scores: Tensor, grid: int = 52) -> Tensor:
     """Draw detections as soft ellipses: the best score of each class at each cell.
 
-    boxes (B, K, 4), scores (B, K, 80) -> (B, 80, grid, grid) in [0, 1].
+    boxes (B, K, 4), scores (B, K, 80) -> (B, 80, grid, grid) in [0, 1]. Scores up to 0.03 are not drawn.
     """
     centre = (torch.arange(grid, dtype=boxes.dtype, device=boxes.device) + 0.5) / grid
     dx = (centre[None, None, :] - boxes[..., 0:1]) / (boxes[..., 2:3] / 2).clamp(min=0.5 / grid)  # (B, K, grid)
     dy = (centre[None, None, :] - boxes[..., 1:2]) / (boxes[..., 3:4] / 2).clamp(min=0.5 / grid)
-    inside = torch.sigmoid(6.0 * (1.15 - dx[:, :, None, :] ** 2 - dy[:, :, :, None] ** 2))  # (B, K, grid, grid)
-    b, k, g, _ = inside.shape
-    out = boxes.new_zeros(b, 80, g * g)
-    flat = inside.view(b, k, g * g)
-    for i in range(b):  # only classes that were seen at all: a handful of the 80
-        seen = (scores[i].amax(0) > 0.03).nonzero()[:, 0]
-        for c in seen.tolist():
-            rows = (scores[i, :, c] > 0.03).nonzero()[:, 0]
-            out[i, c] = (flat[i, rows] * scores[i, rows, c, None]).amax(0)
-    return out.view(b, 80, g, g)
+    b, k, c = (scores > 0.03).nonzero(as_tuple=True)  # a handful of the K * 80
+    inside = torch.sigmoid(6.0 * (1.15 - dx[b, k][:, None, :] ** 2 - dy[b, k][:, :, None] ** 2)).flatten(1)  # (n, grid * grid)
+    drawn = inside * scores[b, k, c, None]
+    out = boxes.new_zeros(len(boxes) * 80, grid * grid)
+    out = out.scatter_reduce(0, (b * 80 + c)[:, None].expand_as(drawn), drawn, "amax")
+    return out.view(-1, 80, grid, grid)
 
 
 class TinyTrunk(nn.Module):
@@ -192,9 +192,7 @@ class TinyTrunk(nn.Module):
         pixels = pixels.to(self.yolo.squeeze.weight.dtype).contiguous(memory_format=torch.channels_last)
         yolo, head13, head26 = self.yolo(pixels)
         lite, imagenet = self.lite(pixels)
-        decoded = [detections(h13.cpu(), h26.cpu()) for h13, h26 in zip(head13, head26, strict=True)]
         out = {f"s{4 << i}": torch.cat([y, e], 1) for i, (y, e) in enumerate(zip(yolo, lite, strict=True))}
         out["imagenet"] = imagenet
-        out["boxes"] = torch.stack([b for b, _ in decoded]).to(pixels.device)
-        out["scores"] = torch.stack([s for _, s in decoded]).to(pixels.device)
+        out["boxes"], out["scores"] = detections(head13, head26)
         return out
