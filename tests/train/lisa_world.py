@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
-from tests.published_folder import random_model, write_folder
+from safetensors.torch import save_file
+from tests import tiny_random
+from tests.published_folder import published_tensors, random_model, write_folder
+
+from lisaseg.model.lisa import LisaModel
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220), "yellow": (230, 220, 40)}
 
 
-def write_model(folder: Path) -> Path:
-    """A folder in the published layout with random weights."""
+def lively_model() -> LisaModel:
+    """A random model of the published kind whose masks differ from nothing."""
     model = random_model()
     with torch.no_grad():
         for part in (model.mask_decoder, model.seg_head):
             for parameter in part.parameters():
                 if parameter.ndim > 1:
-                    parameter.normal_(std=0.15)  # masks that differ from nothing
-    return write_folder(folder, model, form="safetensors", shards=2)
+                    parameter.normal_(std=0.15)
+    return model
+
+
+def write_model(folder: Path) -> Path:
+    """A folder in the published layout with random weights."""
+    return write_folder(folder, lively_model(), form="safetensors", shards=2)
 
 
 def write_data(folder: Path, n: int = 8) -> Path:
@@ -110,3 +122,55 @@ def _child(recipe: Path, overrides: tuple[str, ...], env: dict[str, str]) -> Non
     os.environ.update(env)
     torch.set_num_threads(1)
     train(recipe, *overrides)
+
+
+def write_parts(folder: Path) -> tuple[dict[str, str], LisaModel]:
+    """LLaVA, SAM and CLIP as they are published, small and random: the `model.parts` of a recipe, and the model that they were taken from."""
+    model = lively_model()
+    whole = write_folder(folder / "whole", model, form="bin", shards=1)
+    tensors = published_tensors(model)
+    llava, sam = folder / "llava", folder / "sam.pth"
+    llava.mkdir()
+    bare = {k: v for k, v in tensors.items() if not k.startswith(("model.visual_model.", "model.text_hidden_fcs."))}
+    for table in ("model.embed_tokens.weight", "lm_head.weight"):
+        bare[table] = bare[table][:384].clone()  # without LISA's tokens
+    bare["model.vision_tower.vision_tower.some.weight"] = torch.zeros(1)
+    torch.save(bare, llava / "pytorch_model.bin")
+    own = {k.removeprefix("model.visual_model."): v for k, v in tensors.items() if k.startswith("model.visual_model.")}
+    torch.save(own, sam)
+    shutil.copyfile(whole / "tokenizer.model", llava / "tokenizer.model")
+    values = json.loads((whole / "config.json").read_text())
+    for key in ("out_dim", "train_mask_decoder"):
+        del values[key]
+    (llava / "config.json").write_text(json.dumps(values | {"architectures": ["LlavaLlamaForCausalLM"], "vocab_size": 384}))
+    return {"llava": str(llava), "sam": str(sam), "clip": str(whole / "clip"), "sam_config": str(whole / "sam_config.json")}, model
+
+
+def write_tiny(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """lisa-tiny's weights folder, small and random, adapters apart; its language model is what the weights cache gives from now on."""
+    from lisaseg.model.checkpoint import trained_tensors
+    from lisaseg.train.run import add_lora
+
+    model = tiny_random.build_model()
+    language_model = model.vlm.language_model
+    plain, config = copy.deepcopy(language_model.state_dict()), language_model.config
+    tokenizer = tiny_random.write_tokenizer(folder / "language")
+
+    def load(name: str, dtype: torch.dtype, offline: bool = False) -> tuple[Any, Path]:
+        fresh = type(language_model)(config)
+        fresh.load_state_dict(plain)
+        return fresh.to(dtype).eval(), tokenizer
+
+    for module in ("lisaseg.train.lisa_model", "lisaseg.model.assemble"):
+        patch.setattr(f"{module}.load_language_model", load)
+    add_lora(model, 4, 8)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.02)
+    model.config.lora, model.config.language_model = {"rank": 4, "alpha": 8}, "smollm2-135m-instruct"
+    target = folder / "tiny"
+    target.mkdir()
+    save_file(trained_tensors(model), target / "model.safetensors")
+    (target / "config.json").write_text(json.dumps(model.config.to_diff_dict()))
+    return target

@@ -153,9 +153,12 @@ def test_frozen_parts_stay_and_learned_ones_move(recipe: Path, model: Path, tmp_
 def test_new_rows_and_quantised_runs_train(recipe: Path, tmp_path: Path, overrides: list[str]) -> None:
     if any("quantize" in o for o in overrides):
         pytest.importorskip("bitsandbytes")
-    world.train(recipe, *overrides, "optim.steps=12", "optim.warmup=1", "optim.lr=0.01", "probe.every=0", "save_every=12")
+    shared = [*overrides, "optim.steps=8", "optim.accumulation=1", "optim.warmup=1", "optim.lr=0.02", "save_every=8"]
+    world.train(recipe, *shared, "probe.every=0")
     losses = world.read_log(tmp_path / "run", "ce")
     assert losses[-1] < losses[0] - 0.5
+    world.train(recipe, *shared, "probe.every=1", "probe.size=1", f"out={tmp_path / 'looked at'}")
+    assert world.read_log(tmp_path / "looked at", "ce") == losses  # a look at the mini-set changes nothing
 
 
 def test_bfloat16_and_gradient_checkpointing_train(recipe: Path, tmp_path: Path) -> None:

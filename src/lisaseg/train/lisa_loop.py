@@ -50,6 +50,9 @@ class Step(nn.Module):
         """Dropout on or off."""
         super().train(False)
         self.model.vlm.language_model.train(mode)
+        for module in self.model.vlm.language_model.modules():
+            if hasattr(module, "quant_state"):  # in eval mode bitsandbytes repacks it for CPUs, for good, and then it passes no gradient
+                module.train()
         return self
 
     def forward(self, micro: MicroBatch, tokens: float, masks: float) -> tuple[Tensor, Tensor]:
@@ -277,7 +280,7 @@ class Trainer:
         self.window = []
         self._write(writer, means)
         if progress is not None and self.accelerator.is_main_process:
-            progress(self.step, end, means)
+            progress(self.step, end, {key: value for key, value in means.items() if key != "lr"})  # too small for three places
 
     def _write(self, writer: Any, values: dict[str, float]) -> None:
         if writer is None:

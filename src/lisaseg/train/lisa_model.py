@@ -5,6 +5,7 @@ What a checkpoint holds is never initialised anew: before the first step every t
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,7 @@ def add_adapters(model: LisaModel, rank: int, alpha: int, dropout: float, patter
     Raises:
         UsageError: nothing matches.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it if it is there, and it talks about kernels that it lacks
     from peft import LoraConfig, inject_adapter_in_model
 
     lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=pattern)
