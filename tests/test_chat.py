@@ -107,6 +107,11 @@ def test_text_is_the_raw_text_with_labels_instead_of_tokens(parts: list[str]) ->
         ("The old red car [SEG] and a cup [SEG].", "The old red car [mask 1] and a cup [mask 2].", ["The old red car", "a cup"]),
         ("[SEG][SEG]", "[mask 1] [mask 2]", ["", ""]),
         ("([SEG])", "([mask 1])", [""]),
+        (
+            "It is the larger of the two[ [SEG] ], not the cup [[SEG]].",
+            "It is the larger of the two [mask 1], not the cup [mask 2].",
+            ["the larger of the two", "the cup"],
+        ),
         ("no mask", "no mask", []),
         ("", "", []),
     ],

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lisaseg import prompts
-from lisaseg.types import MODES, SEG_TEXT
+from lisaseg.types import MODES, PLUS_MODES, SEG_TEXT
 
 QUESTIONS = (*prompts.NAME_QUESTIONS, *prompts.PHRASE_QUESTIONS, *prompts.SENTENCE_QUESTIONS, prompts.SEGMENT_PHRASE, prompts.SEGMENT_SENTENCE)
 TEXTS = st.text(max_size=40).filter(lambda t: t.strip())
@@ -87,3 +87,24 @@ def test_choice_depends_on_the_generator_alone() -> None:
     assert draws[0] == draws[1]
     generator = np.random.default_rng(0)
     assert {prompts.choose("abc", generator) for _ in range(60)} == set("abc")
+
+
+@given(TEXTS, st.sampled_from(MODES + PLUS_MODES))
+def test_lisa_plus_is_told_its_task_once(text: str, mode: str) -> None:
+    asked = prompts.with_mode(text, mode, "lisa_plus")  # type: ignore[arg-type]
+    assert text.rstrip() in asked
+    assert (asked == text) if mode == "auto" else asked.endswith(prompts.TASKS[mode])
+    assert prompts.with_mode(asked, mode, "lisa_plus") == asked  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("text", "mode", "asked"), [
+    ("the dogs", "instances", "What is the dogs in this image? Please output segmentation mask. Generate instance segmentation masks. Each countable "
+     "object within the same category should have a separate mask. Ignore uncountable categories for individual masking."),
+    ("Who is taller?", "text", "Who is taller? Respond to the question using text only. Do not generate any segmentation masks."),
+    ("Who is taller?", "reason", "Who is taller? Answer the question with a step-by-step explanation."),
+    ("Who is taller?", "explain", "Who is taller? Please output segmentation mask and explain why. Provide a textual answer and generate a semantic "
+     "segmentation mask. Focus on categorizing the entire class without separating individual instances."),
+])  # fmt: skip
+def test_the_sentences_of_lisa_plus(text: str, mode: str, asked: str) -> None:
+    """As its training writes them: LISA's question, a space, the task."""
+    assert prompts.with_mode(text, mode, "lisa_plus") == asked  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -19,8 +20,11 @@ from lisaseg.errors import ModelLoadError, UsageError
 from lisaseg.model.assemble import load_model, load_published
 from lisaseg.model.convert import convert_checkpoint, tensor_sha256
 from lisaseg.model.lisa import LisaModel
+from lisaseg.model.memory import CLIP_L14, PUBLIC, Setting, bytes_of, empty_public
 from lisaseg.model.published import COMPUTED, published_key, read_config
 from lisaseg.model.streaming import empty_model
+from lisaseg.prompts import MASK_MODES, TASKS
+from lisaseg.types import Mode
 
 CPU = torch.device("cpu")
 ONE_OF_EACH = (
@@ -69,13 +73,17 @@ def test_old_pickles_load_too(copy: Path, model: LisaModel) -> None:
     equal(model, load_published(copy, torch.float32, CPU, True)[0])
 
 
-def test_dtypes_by_part(folder: Path) -> None:
-    loaded, _ = load_published(folder, torch.bfloat16, CPU, True)
-    assert {p.dtype for p in loaded.vlm.parameters()} == {torch.bfloat16}
-    assert {p.dtype for part in (loaded.seg_head, loaded.mask_decoder) for p in part.parameters()} == {torch.float32}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtypes_by_part(folder: Path, dtype: torch.dtype) -> None:
+    loaded, _ = load_published(folder, dtype, CPU, True)
+    sam = loaded.mask_decoder.sam  # type: ignore[union-attr]
+    assert {p.dtype for p in loaded.vlm.parameters()} == {dtype}
+    assert {p.dtype for p in sam.vision_encoder.parameters()} == {torch.bfloat16 if dtype == torch.bfloat16 else torch.float32}
+    rest = [p for name, p in loaded.named_parameters() if not name.startswith(("vlm.", "mask_decoder.sam.vision_encoder."))]
+    assert {p.dtype for p in rest} == {torch.float32}, "the positional encoding of the masks among them"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_one_load_and_one_question(folder: Path, dtype: str) -> None:
     predictor = load(folder, device="cpu", dtype=dtype, offline=True)
     answer = predictor.ask(noise(1, 50, 70), "Where is the bus?", mode="segment", max_new_tokens=4)
@@ -84,14 +92,21 @@ def test_one_load_and_one_question(folder: Path, dtype: str) -> None:
     assert predictor.counters == {"image_encodings": 1, "mask_encodings": 1}
 
 
-@pytest.mark.parametrize("harm", ["drop", "rename", "reshape", "add", "integers"])
+def spoilt(tensor: torch.Tensor, value: float) -> torch.Tensor:
+    out = tensor.clone()
+    out.view(-1)[-1] = value
+    return out
+
+
+@pytest.mark.parametrize("harm", ["drop", "rename", "reshape", "add", "integers", "nan", "infinite"])
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_any_harm_is_named_with_its_file(copy: Path, model: LisaModel, name: str, harm: str) -> None:
     tensors = published_tensors(model)
     places = json.loads((copy / "pytorch_model.bin.index.json").read_text())["weight_map"]
     tensor = tensors[name] if harm == "add" else tensors.pop(name)
     wrong = {"drop": {}, "rename": {f"{name}_": tensor}, "reshape": {name: tensor[None]}, "add": {f"{name}.extra": tensor},
-             "integers": {name: tensor.int()}}[harm]  # fmt: skip
+             "integers": {name: tensor.int()}, "nan": {name: spoilt(tensor, float("nan"))}, "infinite": {name: spoilt(tensor, -float("inf"))},
+             }[harm]  # fmt: skip
     file = places[name]
     part = {key: value for key, value in tensors.items() if places[key] == file} | wrong
     torch.save(part, copy / file)
@@ -133,12 +148,15 @@ def change(**values: object) -> Callable[[Path], None]:
     (lambda folder: (folder / "added_tokens.json").unlink(), "added_tokens.json"),
     (lambda folder: shutil.rmtree(folder / "clip"), "vision tower"),
     (change(vision_tower=None, mm_vision_tower=None), "vision_tower"),
+    (lambda folder: (folder / "added_tokens.json").write_text('{"[SEG]": 384}') and None, "<im_start>"),
     (change(vocab_size=384), "vocabulary"),
     (change(out_dim=64), "out_dim"),
     (change(mm_projector_type="resampler"), "resampler"),
     (change(hidden_size="wide"), "config.json"),
     (change(num_attention_heads=0), "config.json"),
     (change(num_hidden_layers="two"), "config.json"),
+    (change(prompt_style="lisa++"), "prompt_style"),
+    (change(conv_type="vicuna_v0"), "vicuna_v0"),
 ])  # fmt: skip
 def test_every_wrong_folder_has_its_message(copy: Path, harm: Callable[[Path], None], told: str) -> None:
     harm(copy)
@@ -166,9 +184,31 @@ def test_what_is_not_on_this_machine_is_said_offline(copy: Path) -> None:
         load(copy, device="cpu", offline=True)
 
 
-def test_bare_pictures_where_the_config_says_so(copy: Path) -> None:
+@pytest.mark.parametrize(("values", "template", "style"), [
+    ({}, "llava_v1", "lisa"),
+    ({"mm_use_im_start_end": False}, "llava_v1_bare", "lisa_plus"),
+    ({"mm_use_im_start_end": False, "prompt_style": "lisa"}, "llava_v1_bare", "lisa"),
+    ({"conv_type": "llava_llama_2", "prompt_style": "lisa_plus"}, "llava_llama_2", "lisa_plus"),
+])  # fmt: skip
+def test_conventions_are_read_from_the_config(copy: Path, values: dict[str, object], template: str, style: str) -> None:
+    change(**values)(copy)
+    config, _ = read_config(copy, offline=True)
+    assert (config.chat_template, config.prompt_style) == (template, style)
+
+
+def test_the_modes_of_lisa_plus(copy: Path) -> None:
+    with pytest.raises(UsageError, match="Unknown mode 'instances'"):
+        load(copy, device="cpu", dtype="float32", offline=True).ask(noise(1), "the cups", mode="instances")
     change(mm_use_im_start_end=False)(copy)
-    assert load_published(copy, torch.float32, CPU, True)[0].config.chat_template == "llava_v1_bare"
+    predictor = load(copy, device="cpu", dtype="float32", offline=True)
+    assert set(predictor.modes) == set(get_args(Mode))
+    for mode in predictor.modes:
+        chat = predictor.chat(noise(1))
+        answer = chat.ask("the cups", mode=mode, max_new_tokens=3)
+        assert chat.conversation.turns[0].instruction.endswith("the cups" if mode == "auto" else TASKS[mode])
+        assert answer.segments or mode not in MASK_MODES, "a mask was asked for"
+        assert not (mode == "text" and answer.segments)
+    assert predictor.counters["image_encodings"] == 1
 
 
 def test_conversion_keeps_every_value(copy: Path, model: LisaModel, tmp_path: Path) -> None:
@@ -193,24 +233,23 @@ def test_conversion_overwrites_nothing_and_leaves_nothing(copy: Path, tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LISA", "there"]
 
 
-REAL = {
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32004},
-    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40, "vocab_size": 32003},
-}
-
-
-@pytest.mark.parametrize("size", sorted(REAL))
+@pytest.mark.parametrize("size", ["7b", "13b"])
 def test_keys_and_shapes_at_real_size(tmp_path: Path, size: str) -> None:
     """Without sam_config.json; nothing is allocated."""
-    clip = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": 224}
     (tmp_path / "clip").mkdir()
-    (tmp_path / "clip" / "config.json").write_text(json.dumps({"model_type": "clip_vision_model"} | clip))
-    values = REAL[size] | {"model_type": "llava", "train_mask_decoder": True, "out_dim": 256, "vision_tower": "./clip", "hidden_act": "silu"}
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    config, _ = read_config(tmp_path, {"[SEG]": 32000}, offline=True)
+    (tmp_path / "clip" / "config.json").write_text(json.dumps({"model_type": "clip_vision_model"} | CLIP_L14))
+    (tmp_path / "config.json").write_text(json.dumps(PUBLIC[f"LISA-{size.upper()}"] | {"vision_tower": "./clip"}))
+    config, _ = read_config(tmp_path, {"[SEG]": 32000, "<im_start>": 32001, "<im_end>": 32002}, offline=True)
     built = empty_model(config)
     ours = {published_key(name): list(p.shape) for name, p in built.state_dict().items() if published_key(name) is not None}
     stored = json.loads((EXTRAS / f"checkpoint_keys_{size}.json").read_text("utf-8"))
     assert ours == {key: shape for key, (shape, _) in stored.items() if not COMPUTED.match(key)}
     assert built.vlm.n_image_tokens == 256 and built.mask_decoder.canvas == 1024
     assert all(p.is_meta for p in built.parameters())
+    stored_bytes = sum(
+        torch.Size(shape).numel() * getattr(torch, dtype).itemsize for key, (shape, dtype) in stored.items() if not COMPUTED.match(key)
+    )
+    fp32_encoder = sum(2 * p.numel() for p in built.mask_decoder.sam.vision_encoder.parameters())  # type: ignore[union-attr]
+    parts = bytes_of(empty_public(f"LISA-{size.upper()}"), Setting(torch.bfloat16))
+    gaussian = built.mask_decoder.sam.shared_image_embedding.positional_embedding.numel() * 4  # type: ignore[union-attr] # held twice
+    assert sum(parts.values()) - parts["vision tower"] + fp32_encoder - gaussian == stored_bytes, "what is counted is what the files hold"

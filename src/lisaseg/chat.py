@@ -127,11 +127,16 @@ def render(conversation: Conversation, template: ChatTemplate) -> list[Piece]:
 
 
 _PHRASE = re.compile(r"(?:^|[\s,.;:!?])((?:the|a|an|his|her|their|its|this|that)\s+(?:[\w'-]+\s+){0,3}[\w'-]+|[\w'-]+)[\s,:]*$", re.IGNORECASE)
+_BRACKETED = re.compile(r"\[\s*\[SEG\]\s*\]")
 _EMPTY_PHRASES = {"is", "it", "sure", "they", "are", "and", "here", "mask", "result"}
 
 
 def spans(raw_text: str) -> tuple[str, list[tuple[int, int]], list[str]]:
-    """Raw answer -> (text for people, [start, end) of each `[mask k]` in it, the phrase in front of each)."""
+    """Raw answer -> (text for people, [start, end) of each `[mask k]` in it, the phrase in front of each).
+
+    LISA++ writes "the larger of the two[ [SEG] ]" in dialogue: the outer brackets are dropped.
+    """
+    raw_text = _BRACKETED.sub(SEG_TEXT, raw_text)
     text, places, phrases = "", [], []
     for k, part in enumerate(raw_text.split(SEG_TEXT)):
         if k:

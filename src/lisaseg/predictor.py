@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from lisaseg.chat import Conversation, get_template, render, spans
 from lisaseg.errors import InstructionError, UsageError
 from lisaseg.imaging import ImageSource, Picture, Placement, open_image
 from lisaseg.model.lisa import LisaModel
+from lisaseg.model.memory import Setting, within_memory
 from lisaseg.tokenization import Tokenizer, clean_instruction
-from lisaseg.types import MODES, Answer, Mode, Segment, Status, Turn
+from lisaseg.types import MODES, PLUS_MODES, Answer, Mode, Segment, Status, Turn
 from lisaseg.vlms.base import Generation, ImageContext
 
 DEFAULT_NEW_TOKENS = 64
@@ -32,15 +33,23 @@ NAME_TEMPERATURE = 3.0
 
 
 def load(
-    name: str | Path = "lisa-tiny", *, device: str = "auto", dtype: str = "auto", quantize: str | None = None, offline: bool = False
+    name: str | Path = "lisa-tiny",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str | None = None,
+    device_map: str | Mapping[str, str | int] | None = None,
+    offline: bool = False,
 ) -> Predictor:
     """Load a model completely, or raise.
 
     Args:
         name: preset ("lisa-tiny"), folder of a model, or hub id of a published checkpoint ("xinlai/LISA-7B-v1").
         device: "auto" (cuda, mps, else cpu) or a torch device.
-        dtype: "auto" (bfloat16 where the hardware computes in it, else float32), "float32", "bfloat16", "float16". Mask decoding stays in float32.
-        quantize: None; "8bit" and "4bit" are for the large models.
+        dtype: "auto" (bfloat16 where the hardware computes in it, else float32), "float32", "bfloat16", "float16". Prompts and mask decoder stay in
+            float32.
+        quantize: None, "8bit" or "4bit" (bitsandbytes): the layers of a published checkpoint's language model; all else keeps its precision.
+        device_map: None; "auto" spreads a published checkpoint's language model over the GPUs, then memory, then disk; or a table {module: device}.
         offline: open no network connection.
 
     Raises:
@@ -48,12 +57,13 @@ def load(
         UsageError: unknown name or option.
     """
     from lisaseg.model.assemble import load_model, pick_device, pick_dtype
+    from lisaseg.model.quantize import check_quantize
 
-    if quantize is not None:
-        raise UsageError(f"quantize={quantize!r} is not available for lisa-tiny: it is small already.", next_step="Leave quantize out.")
+    check_quantize(quantize)
     where = pick_device(device)
-    model, tokenizer = load_model(name, pick_dtype(dtype, where), offline, where)
-    return Predictor(model.to(where), tokenizer, name=str(name))
+    setting = Setting(pick_dtype(dtype, where), quantize)
+    model, tokenizer = load_model(name, setting.dtype, offline, where, quantize, device_map)
+    return Predictor(model, tokenizer, name=str(name), setting=setting)
 
 
 @dataclass
@@ -85,8 +95,9 @@ class _Job:
 class Predictor:
     """A loaded model that answers questions about pictures. Get one from `lisaseg.load`."""
 
-    def __init__(self, model: LisaModel, tokenizer: Tokenizer, name: str) -> None:
+    def __init__(self, model: LisaModel, tokenizer: Tokenizer, name: str, setting: Setting | None = None) -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self.setting = setting or Setting(model.dtype)
         self.template = get_template(model.config.chat_template)
         self.stop_id = tokenizer.special(self.template.end)
         self._remembered: OrderedDict[str, Encoded] = OrderedDict()
@@ -95,6 +106,11 @@ class Predictor:
     def counters(self) -> dict[str, int]:
         """How often the costly parts ran since loading: image_encodings, mask_encodings (both in pictures)."""
         return {"image_encodings": self.model.image_encodings, "mask_encodings": self.model.mask_encodings}
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """What `mode` may be: `MODES`, and LISA++'s own where the checkpoint knows them."""
+        return MODES if self.model.config.prompt_style == "lisa" else MODES + PLUS_MODES
 
     def ask(
         self,
@@ -110,7 +126,8 @@ class Predictor:
         Args:
             image: path, bytes, PIL image, or uint8 (H, W, 3).
             text: the instruction.
-            mode: "auto" the model decides; "segment" a mask or a stated no_target; "explain" mask and reason; "text" words only.
+            mode: "auto" the model decides; "segment" a mask or a stated no_target; "explain" mask and reason; "text" words only. LISA++ also has
+                "instances" and "explain_instances", a mask for each object, and "reason", step by step (see `modes`).
             max_new_tokens: length limit of the answer.
             on_text: called with the raw text so far after each token, for streaming.
 
@@ -149,12 +166,12 @@ class Predictor:
         return [found[p.digest] for p in pictures]
 
     def _job(self, picture: Picture, conversation: Conversation, text: str, mode: Mode, max_new_tokens: int) -> _Job:
-        if mode not in MODES:
-            raise UsageError(f"Unknown mode {mode!r}.", next_step=f"Use one of: {', '.join(MODES)}.")
+        if mode not in self.modes:
+            raise UsageError(f"Unknown mode {mode!r}.", next_step=f"Use one of: {', '.join(self.modes)}.")
         if type(max_new_tokens) is not int or max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens!r}.", next_step="Use a whole number, 1 or more.")
         instruction = clean_instruction(text)
-        longer = conversation.ask(prompts.with_mode(instruction, mode))
+        longer = conversation.ask(prompts.with_mode(instruction, mode, self.model.config.prompt_style))
         ids = self.tokenizer.encode(render(longer, self.template), self.model.vlm.n_image_tokens).ids
         limit = int(self.model.vlm.language_model.config.max_position_embeddings)
         if len(ids) + max_new_tokens > limit:
@@ -165,6 +182,7 @@ class Predictor:
             )
         return _Job(picture, longer, mode, ids, instruction)
 
+    @within_memory
     def _answer(self, jobs: Sequence[_Job], max_new_tokens: int, on_text: Callable[[str], None] | None = None) -> list[tuple[Conversation, Answer]]:
         """Generate, decode masks, build answers: the whole line for several questions at once. All jobs have one mode."""
         begin = time.perf_counter()
@@ -173,7 +191,7 @@ class Predictor:
         start = time.perf_counter()
         with torch.inference_mode():
             rows = self._generate(jobs, max_new_tokens, on_text)
-            forced = [k for k, row in enumerate(rows) if jobs[k].mode in ("segment", "explain") and not row.states and not self._refuses(row)]
+            forced = [k for k, row in enumerate(rows) if jobs[k].mode in prompts.MASK_MODES and not row.states and not self._refuses(row)]
             if forced:  # a mask was asked for and neither given nor refused: open the answer for the model
                 for k, row in zip(forced, self._generate([jobs[k] for k in forced], max_new_tokens, on_text, prompts.FORCED_OPENING), strict=True):
                     rows[k] = row

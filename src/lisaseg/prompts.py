@@ -75,11 +75,35 @@ _OPENERS = frozenset(
 )
 
 
-def with_mode(text: str, mode: Mode) -> str:
-    """The instruction as it is put to the model for a mode; "auto" and "text" leave it as it is."""
-    if mode == "explain":
+MASK_MODES = frozenset(("segment", "explain", "instances", "explain_instances"))  # in which an answer without a mask is asked for again
+# LISA++ (arXiv 2312.17240) tells the model its task in a sentence behind the question; these are the sentences of its training.
+TASKS: dict[str, str] = {
+    "segment": "Generate a mask for semantic segmentation. Focus on identifying the category as a whole; do not distinguish between individual "
+    "instances within the same category.",
+    "instances": "Generate instance segmentation masks. Each countable object within the same category should have a separate mask. Ignore "
+    "uncountable categories for individual masking.",
+    "explain": "Provide a textual answer and generate a semantic segmentation mask. Focus on categorizing the entire class without separating "
+    "individual instances.",
+    "explain_instances": "Respond with text and provide instance segmentation mask predictions. Different instances within the same countable "
+    "category should be identified with separate masks. A single mask suffices for uncountable categories.",
+    "text": "Respond to the question using text only. Do not generate any segmentation masks.",
+    "reason": "Answer the question with a step-by-step explanation.",
+}
+
+
+def with_mode(text: str, mode: Mode, style: str = "lisa") -> str:
+    """The instruction as it is put to the model for a mode. "auto" leaves it as it is, and so does "text" in the style "lisa"; "lisa_plus" adds the
+    sentence of the task (`TASKS`) once."""
+    if style == "lisa_plus" and mode in TASKS:
+        task = TASKS[mode]
+        return text if text.rstrip().endswith(task) else join(_question(text, mode), task)
+    return _question(text, mode)
+
+
+def _question(text: str, mode: Mode) -> str:
+    if mode in ("explain", "explain_instances"):
         return join(text, EXPLAIN_SUFFIXES[0])
-    if mode != "segment" or "segment" in text.lower():
+    if mode not in MASK_MODES or "segment" in text.lower():
         return text
     return SEGMENT_SENTENCE.format(text=join(text, "").rstrip()) if looks_like_sentence(text) else SEGMENT_PHRASE.format(text=text)
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 SEG_TEXT = "[SEG]"  # the token behind which a mask stands, as written in raw answers
 
 Status = Literal["masks", "no_target", "no_mask_requested", "truncated"]
-Mode = Literal["auto", "segment", "explain", "text"]
+Mode = Literal["auto", "segment", "explain", "text", "instances", "explain_instances", "reason"]
 MODES: tuple[Mode, ...] = ("auto", "segment", "explain", "text")
+PLUS_MODES: tuple[Mode, ...] = ("instances", "explain_instances", "reason")  # of LISA++ checkpoints only
 BACKGROUND, TARGET, IGNORE = 0, 1, 255
 
 

@@ -23,7 +23,7 @@ import lisaseg
 from lisaseg.apps import bench, cli, console
 from lisaseg.apps.commands import options
 from lisaseg.errors import InstructionError, ModelLoadError
-from lisaseg.types import MODES, Answer, Segment
+from lisaseg.types import MODES, PLUS_MODES, Answer, Mode, Segment
 
 H, W = 40, 60
 SRC = str(Path(lisaseg.__file__).parents[1])
@@ -235,7 +235,7 @@ def test_model_text_cannot_steer_the_terminal(model: StandIn, picture: Path) -> 
 
 
 def test_modes_are_those_of_the_library() -> None:
-    assert get_args(options.Mode) == MODES
+    assert get_args(options.Mode) == get_args(Mode) == MODES + PLUS_MODES
 
 
 # --- chat -----------------------------------------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ class Golden:
     def load(self) -> LisaModel:
         """The checkpoint, read by the same code as a real one."""
         config, tower = read_config(self.folder, self.meta["added_vocab"], self.meta["conv_type"], offline=True)
-        return fill_published(config, self.folder, tower, torch.float32, torch.device("cpu"), offline=True)
+        return fill_published(config, self.folder, tower, torch.float32, torch.device("cpu"))
 
     @cached_property
     def model(self) -> LisaModel:

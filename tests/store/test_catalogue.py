@@ -49,11 +49,13 @@ def failed(checks: list[Check]) -> set[str]:
 
 
 def test_list_is_honest(pinned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     found = {info.name: info for info in room.presets()}
     assert list(found) == ["lisa-tiny", *PUBLISHED]
     assert found["lisa-tiny"].state == "not pulled"
     assert {found[name].state for name in PUBLISHED} == {"fetched from the hub by the first load"}
     assert all(info.licence and info.description and info.trained_on for info in found.values())
+    assert all("ReasonSeg train + val" in found[name].trained_on for name in PUBLISHED if name.startswith("xinlai/")), "val is seen: say so"
 
 
 def test_list_after_a_pull(pulled: Path) -> None:

@@ -38,7 +38,15 @@ def synthetic_picture(height: int = 480, width: int = 640) -> np.ndarray:
 
 
 def measure(
-    model: str, image: Path | None = None, *, runs: int = 5, device: str = "auto", dtype: str = "auto", offline: bool = False
+    model: str,
+    image: Path | None = None,
+    *,
+    runs: int = 5,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str | None = None,
+    device_map: str | None = None,
+    offline: bool = False,
 ) -> dict[str, Any]:
     """All measurements, in this process and in one fresh one.
 
@@ -46,7 +54,7 @@ def measure(
         model: preset, folder or hub id.
         image: a picture, or None for the synthetic one.
         runs: warm questions, each on another picture, so that no cache answers.
-        device, dtype, offline: as for `load`.
+        device, dtype, quantize, device_map, offline: as for `load`.
 
     Returns:
         JSON-ready: seconds end in `_s`, milliseconds in `_ms`, memory in `_mb`; None where this system cannot tell.
@@ -60,14 +68,14 @@ def measure(
     start = time.perf_counter()
     from lisaseg import predictor
 
-    loaded = predictor.load(model, device=device, dtype=dtype, offline=offline)
+    loaded = predictor.load(model, device=device, dtype=dtype, quantize=quantize, device_map=device_map, offline=offline)
     result: dict[str, Any] = {"model": model, "image": list(rgb.shape[:2]), "machine": _machine(), "load_s": time.perf_counter() - start}
     result["cold_ask_s"], _ = _timed(lambda: loaded.ask(rgb, QUESTION))
     result.update(_warm(loaded, rgb, runs))
     result.update(_second_question(loaded, rgb))
     result["batch"] = _batch(loaded, rgb)
     result["peak_rss_mb"] = _peak_rss_mb()
-    result["process_ask_s"] = _whole_process(rgb, model, device, dtype)
+    result["process_ask_s"] = _whole_process(rgb, model, {"device": device, "dtype": dtype, "quantize": quantize, "device-map": device_map})
     return result
 
 
@@ -138,12 +146,13 @@ def _peak_rss_mb() -> float | None:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def _whole_process(rgb: np.ndarray, model: str, device: str, dtype: str) -> float:
+def _whole_process(rgb: np.ndarray, model: str, settings: dict[str, str | None]) -> float:
     """Seconds of `lisaseg ask` in a fresh process, offline: by now the model is in the cache."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.png"
         Image.fromarray(rgb).save(path)
-        options = ["-m", model, "--device", device, "--dtype", dtype, "--offline", "--json"]
+        given = [text for name, value in settings.items() if value is not None for text in (f"--{name}", value)]
+        options = ["-m", model, *given, "--offline", "--json"]
         command = [sys.executable, "-m", "lisaseg", "ask", str(path), QUESTION, *options]
         seconds, run = _timed(lambda: subprocess.run(command, capture_output=True, text=True))
     if run.returncode not in (0, 4):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lisaseg.errors import InputError
-from lisaseg.types import MODES, Answer, Mode, Segment
+from lisaseg.types import MODES, PLUS_MODES, Answer, Mode, Segment
 
 if TYPE_CHECKING:
     from lisaseg.predictor import Chat
@@ -175,7 +175,7 @@ class ChatLoop:
             return False
         if name == "/help":
             typer.echo(HELP, err=True)
-        elif name == "/mode" and value in MODES:
+        elif name == "/mode" and value in (*MODES, *PLUS_MODES):  # the model refuses those that it does not know
             self.mode = value
         elif name == "/mode":
             typer.echo(f"error: the mode is {self.mode}; choose one of {', '.join(MODES)}.", err=True)

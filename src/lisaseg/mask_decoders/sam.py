@@ -66,8 +66,8 @@ def sam_config(
 class SamMaskDecoder(nn.Module):
     """SAM; the defaults are ViT-H's.
 
-    It stays in float32 (or bfloat16): the neck overflows in float16. What the loss cannot reach is frozen: the two encoders (as LISA trains), the
-    score head and the hypernetworks of the three mask tokens that are not read.
+    It stays in float32, the image encoder perhaps in bfloat16: its neck overflows in float16. What the loss cannot reach is frozen: the two encoders
+    (as LISA trains), the score head and the hypernetworks of the three mask tokens that are not read.
 
     Args:
         prompt_width: C, the width of a prompt embedding.
@@ -137,7 +137,8 @@ class SamMaskDecoder(nn.Module):
         encoder = self.sam.vision_encoder
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in encoder.parameters())
         with torch.set_grad_enabled(learns):
-            return SamFeatures(encoder(pixels.to(encoder.pos_embed.dtype)).last_hidden_state)
+            embedding = encoder(pixels.to(encoder.pos_embed.dtype)).last_hidden_state
+        return SamFeatures(embedding.to(self.sam.mask_decoder.mask_tokens.weight.dtype))
 
     def predict(self, features: SamFeatures, prompts_NC: Tensor, image_index_N: Tensor) -> tuple[Tensor, Tensor]:
         """Features of B pictures, prompts (N, C), image_index (N,) -> logits (N, 4g, 4g) and the score head's raw IoU (N,), both float32."""

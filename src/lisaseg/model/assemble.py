@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +17,9 @@ from lisaseg.model.config import LisaConfig
 from lisaseg.model.lisa import LisaModel
 from lisaseg.model.published import added_tokens, hub_folder, is_published, read_config
 from lisaseg.tokenization import SentencePieceTokenizer, TextTokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from lisaseg.model.devices import DeviceMap
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
@@ -81,14 +84,25 @@ def _read_config(folder: Path) -> LisaConfig:
         ) from error
 
 
-def load_model(name: str | Path, dtype: torch.dtype, offline: bool = False, device: torch.device | None = None) -> tuple[LisaModel, Tokenizer]:
-    """The model of a preset or folder, complete, adapters merged; language model and vision in `dtype`, seg head and mask decoder in float32.
+def load_model(
+    name: str | Path,
+    dtype: torch.dtype,
+    offline: bool = False,
+    device: torch.device | None = None,
+    quantize: str | None = None,
+    device_map: str | DeviceMap | None = None,
+) -> tuple[LisaModel, Tokenizer]:
+    """The model of a preset or folder on `device`, complete, adapters merged; language model and vision in `dtype`, the rest in float32.
 
-    A large (published) model is put on `device` as it is read; others are on the CPU.
+    `quantize` ("8bit", "4bit") and `device_map` (see `devices.place`) are for published checkpoints, whose tensors are placed as they are read.
     """
+    device = device or torch.device("cpu")
     folder = model_folder(name, offline)
     if is_published(folder):
-        return load_published(folder, dtype, device or torch.device("cpu"), offline)
+        return load_published(folder, dtype, device, offline, quantize=quantize, device_map=device_map)
+    for option, value in (("quantize", quantize), ("device_map", device_map)):
+        if value is not None:
+            raise UsageError(f"{option}={value!r} is not available for {name}: it is small already.", next_step=f"Leave {option} out.")
     config = _read_config(folder)
     file = folder / "model.safetensors"
     try:
@@ -107,11 +121,17 @@ def load_model(name: str | Path, dtype: torch.dtype, offline: bool = False, devi
     load_strict(model, {n: t for n, t in tensors.items() if n not in used}, file)
     model.requires_grad_(False)
     model.vlm.set_compute_dtype(dtype)
-    return model.eval(), TextTokenizer(language_folder, model.vlm.seg_token_id, model.vlm.image_token_id)
+    return model.to(device).eval(), TextTokenizer(language_folder, model.vlm.seg_token_id, model.vlm.image_token_id)
 
 
 def load_published(
-    folder: Path, dtype: torch.dtype, device: torch.device, offline: bool = False, chat_template: str | None = None
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    offline: bool = False,
+    chat_template: str | None = None,
+    quantize: str | None = None,
+    device_map: str | DeviceMap | None = None,
 ) -> tuple[LisaModel, SentencePieceTokenizer]:
     """A published checkpoint and its tokenizer; `chat_template` as for `read_config`."""
     from lisaseg.vlms.llava import IMAGE_TOKEN_ID
@@ -119,14 +139,38 @@ def load_published(
     added = added_tokens(folder)
     tokenizer = SentencePieceTokenizer(folder / "tokenizer.model", added, IMAGE_TOKEN_ID)  # cheap: before the weights
     config, tower = read_config(folder, added, chat_template, offline)
-    return fill_published(config, folder, tower, dtype, device, offline), tokenizer
+    return fill_published(config, folder, tower, dtype, device, quantize, device_map), tokenizer
 
 
-def fill_published(config: LisaConfig, folder: Path, tower: str, dtype: torch.dtype, device: torch.device, offline: bool = False) -> LisaModel:
-    """The model of `read_config` with its weights, in eval mode and frozen."""
+def fill_published(
+    config: LisaConfig,
+    folder: Path,
+    tower: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: str | None = None,
+    device_map: str | DeviceMap | None = None,
+) -> LisaModel:
+    """The model of `read_config` with its weights, in eval mode and frozen; ModelLoadError names the next cheaper setting if memory runs out."""
+    from lisaseg.model.devices import place
+    from lisaseg.model.memory import Setting, cheaper, check_fits, memory_limit
+    from lisaseg.model.quantize import check_quantize, quantize_layers
     from lisaseg.model.streaming import empty_model, load_tower, load_weights
 
-    model = empty_model(config)
-    load_weights(model, folder, dtype, device)
-    load_tower(model, tower, dtype, device, offline)
-    return model.to(device).eval()
+    check_quantize(quantize)
+    setting, model = Setting(dtype, quantize), empty_model(config)
+    if device_map is None:
+        check_fits(model, setting, device)
+    if quantize is not None:
+        quantize_layers(model.vlm.language_model, quantize, dtype)
+    placing = place(model, setting, device, device_map)
+    with memory_limit(f"{folder} in {setting} on {device}", cheaper(setting, device), ModelLoadError):
+        load_weights(model, folder, dtype, placing)
+        load_tower(model, tower, dtype, placing)
+        for part in (model.vlm.vision, model.vlm.projector, model.seg_head, model.mask_decoder):  # buffers, which no file holds
+            part.to(device)  # type: ignore[union-attr]
+        if placing.table:
+            placing.connect(model.vlm.language_model)
+        else:
+            model.vlm.language_model.to(device)
+    return model.eval()

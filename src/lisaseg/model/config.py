@@ -17,6 +17,7 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         seg_hidden: width of the seg head's hidden layer; 0 = one linear layer.
         seg_state: "emit" = the mask prompt is the state that emitted `[SEG]` (published LISA checkpoints); "at" = the state at its position.
         chat_template: name in `lisaseg.chat.TEMPLATES`.
+        prompt_style: "lisa", or "lisa_plus": the checkpoint knows the sentences that tell it its task (`lisaseg.prompts.TASKS`).
         refusal_bias: added to the logit of a refusal's first word in mode "auto": trades false refusals against false masks.
         candidates: how many of the names that the tower sees an answer "It is the NAME [SEG]." is weighed against; 0 = plain greedy decoding.
         min_score: in mode "auto" an answer whose every mask scores less than this (the decoder's estimate of its own IoU, [0, 1]) becomes a refusal:
@@ -37,6 +38,7 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         seg_hidden: int = 576,
         seg_state: str = "emit",
         chat_template: str = "chatml",
+        prompt_style: str = "lisa",
         refusal_bias: float = 0.0,
         min_score: float = 0.0,
         candidates: int = 0,
@@ -51,7 +53,7 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         self.mask_decoder = mask_decoder or {"family": "tiny"}
         self.prompt_width, self.seg_hidden, self.seg_state = prompt_width, seg_hidden, seg_state
         self.chat_template, self.refusal_bias, self.min_score = chat_template, refusal_bias, min_score
-        self.candidates = candidates
+        self.candidates, self.prompt_style = candidates, prompt_style
         self.loss_weights = loss_weights or {"ce": 1.0, "bce": 2.0, "dice": 0.5}
         self.lora, self.language_model, self.language_config = lora, language_model, language_config
         self.nouns = nouns or []

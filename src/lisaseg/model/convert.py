@@ -16,7 +16,7 @@ from torch import Tensor
 from lisaseg.errors import ModelLoadError, UsageError
 from lisaseg.model.assemble import model_folder
 from lisaseg.model.published import added_tokens, is_published, read_config, read_json
-from lisaseg.model.streaming import empty_model, fitting_tensors, read_tower
+from lisaseg.model.streaming import bytes_of_tensor, checksum, empty_model, fitting_tensors, read_tower
 from lisaseg.store import write_manifest
 
 SHARD_BYTES = 4_000_000_000
@@ -35,7 +35,7 @@ def convert_checkpoint(src: str | Path, out: str | Path, *, offline: bool = Fals
 
     Returns:
         `out`: weights with their values and dtypes, config.json, tokenizer files, `vision_tower/`, and `manifest.json` with the sha256 of every file
-        and, as `tensors`, of every tensor.
+        and, as `tensors`, of every tensor; by `crc32` every load sees whether a tensor was damaged since.
 
     Raises:
         UsageError: `out` exists.
@@ -51,14 +51,15 @@ def convert_checkpoint(src: str | Path, out: str | Path, *, offline: bool = Fals
     aside = target.with_name(f"{target.name}.part{os.getpid()}")
     aside.mkdir(parents=True)
     try:
-        hashes = _write_weights(empty_model(config), folder, aside, shard_bytes)
-        read_tower(tower, offline).save_pretrained(aside / _TOWER)
+        hashes, sums = _write_weights(empty_model(config), folder, aside, shard_bytes)
+        read_tower(tower).save_pretrained(aside / _TOWER)
+        write_manifest(aside / _TOWER)
         for name in _KEPT:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, aside / name)
         values = read_json(folder / "config.json") | {"vision_tower": f"./{_TOWER}", "mm_vision_tower": f"./{_TOWER}"}
         (aside / "config.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
-        write_manifest(aside, source=folder.name, tensors=hashes)
+        write_manifest(aside, source=folder.name, tensors=hashes, crc32=sums)
         os.replace(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -68,13 +69,14 @@ def convert_checkpoint(src: str | Path, out: str | Path, *, offline: bool = Fals
 def tensor_sha256(name: str, tensor: Tensor) -> str:
     """sha256 over name, dtype, shape and bytes of one tensor: the same whatever file it lies in."""
     digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    digest.update(bytes_of_tensor(tensor))
     return digest.hexdigest()
 
 
-def _write_weights(model: Any, folder: Path, out: Path, shard_bytes: int) -> dict[str, str]:
-    """Write the tensors in shards and their index; returns the sha256 of each."""
+def _write_weights(model: Any, folder: Path, out: Path, shard_bytes: int) -> tuple[dict[str, str], dict[str, int]]:
+    """Write the tensors in shards and their index; returns the sha256 and the CRC-32 of each."""
     hashes: dict[str, str] = {}
+    sums: dict[str, int] = {}
     places: dict[str, int] = {}
     shard: dict[str, Tensor] = {}
     total = held = count = 0
@@ -92,7 +94,7 @@ def _write_weights(model: Any, folder: Path, out: Path, shard_bytes: int) -> dic
         if held + size > shard_bytes:
             flush()
         shard[key] = tensor.detach().clone(memory_format=torch.contiguous_format)  # a tensor of a pickle may share memory with others
-        hashes[key] = tensor_sha256(key, shard[key])
+        hashes[key], sums[key] = tensor_sha256(key, shard[key]), checksum(shard[key])
         held, total = held + size, total + size
     flush()
     names = [f"model-{k + 1:05d}-of-{count:05d}.safetensors" for k in range(count)]
@@ -100,4 +102,4 @@ def _write_weights(model: Any, folder: Path, out: Path, shard_bytes: int) -> dic
         os.replace(out / f"shard-{k}", out / name)
     index = {"metadata": {"total_size": total}, "weight_map": {key: names[k] for key, k in sorted(places.items())}}
     (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", "utf-8")
-    return hashes
+    return hashes, sums

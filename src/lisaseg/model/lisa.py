@@ -75,6 +75,11 @@ class LisaModel(PreTrainedModel):  # type: ignore[misc]
     def _init_weights(self, module: nn.Module) -> None:
         """Parts initialise themselves."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go; a language model over several devices fetches them from here."""
+        return next(self.seg_head.parameters()).device
+
     def encode_image(self, inputs: dict[str, Tensor]) -> ImageContext:
         """Preprocessed pictures, stacked -> tokens and maps; counted, so that tests can hold "once per image"."""
         self.image_encodings += len(next(iter(inputs.values())))

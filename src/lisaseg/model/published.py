@@ -6,12 +6,14 @@ tokenizer. It holds no vision tower: config.json says where that is. SAM's sizes
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lisaseg.chat import TEMPLATES
 from lisaseg.errors import ModelLoadError
 from lisaseg.model.config import LisaConfig
 from lisaseg.types import SEG_TEXT
@@ -78,15 +80,24 @@ def is_published(folder: Path) -> bool:
 
 
 def hub_folder(name: str, offline: bool = False) -> Path:
-    """Folder of a checkpoint in the hub's cache, fetched if need be and allowed; interrupted downloads go on where they stopped."""
-    from huggingface_hub import snapshot_download
+    """Folder of a checkpoint or tower in the hub's cache, fetched if need be and allowed.
 
+    Of weights in both forms only the safetensors are fetched. After an interruption whole files are kept and the one that broke is fetched again.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    wanted, without = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"], ["training_args.bin", "optimizer*", "runs/*"]
     try:
-        return Path(snapshot_download(name, local_files_only=offline, allow_patterns=["*.json", "*.bin", "*.safetensors", "tokenizer.model"]))
+        if offline:  # pickles that were left out are no gap; `weight_files` sees whether those that are needed are there
+            without.append("*.bin")
+        else:
+            with contextlib.suppress(Exception):  # no connection, say: the download below finds out, and the cache may do
+                without += ["*.bin"] if any(file.endswith(".safetensors") for file in HfApi().list_repo_files(name)) else []
+        return Path(snapshot_download(name, local_files_only=offline, allow_patterns=wanted, ignore_patterns=without))
     except Exception as error:  # the hub's client raises its own errors, those of its HTTP client and OSError
-        step = "Load it once without offline." if offline else "Check the name and the connection, or give a local folder."
+        step = "Load it once without offline." if offline else "Check the name and the connection, or give a local folder; what was fetched is kept."
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelLoadError(f"The checkpoint {name} cannot be had: {reason}", next_step=step, code="not_fetched") from error
+        raise ModelLoadError(f"{name} cannot be had: {reason}", next_step=step, code="not_fetched") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -119,49 +130,64 @@ def added_tokens(folder: Path) -> dict[str, int]:
     return found
 
 
-def tower_source(folder: Path, values: Mapping[str, Any]) -> str:
-    """Where the vision tower is: a folder (relative to the checkpoint's, or absolute) or a hub id."""
+def tower_folder(folder: Path, values: Mapping[str, Any], offline: bool = False) -> Path:
+    """Folder of the vision tower: beside the checkpoint, anywhere on this machine, or in the hub's cache.
+
+    Always a folder: given a hub id, transformers looks for adapters and the hub's client for news on the line, whatever it is told.
+    """
     named = values.get("vision_tower") or values.get("mm_vision_tower")
     if not isinstance(named, str) or not named:
         raise ModelLoadError(f"{folder / 'config.json'} names no vision_tower.", next_step=_AGAIN, code="config_wrong")
     if (folder / named).is_dir():
-        return str(folder / named)
+        return folder / named
     if named.startswith((".", "/")):
         raise ModelLoadError(
             f"The vision tower {folder / named} is not there.", next_step="Put the CLIP folder there, or correct vision_tower.", code="tower_missing"
         )
-    return named
+    try:
+        return hub_folder(named, offline)
+    except ModelLoadError as error:
+        step = "Load it once without offline, or put its folder into the checkpoint and name it in vision_tower." if offline else error.next_step
+        raise ModelLoadError(f"The vision tower {error.message}", next_step=step, code="tower_missing") from error
 
 
 def read_config(
     folder: Path, added: Mapping[str, int] | None = None, chat_template: str | None = None, offline: bool = False
-) -> tuple[LisaConfig, str]:
-    """config.json of a published checkpoint -> ours, and where its vision tower is.
+) -> tuple[LisaConfig, Path]:
+    """config.json of a published checkpoint -> ours, and the folder of its vision tower.
 
     Args:
         folder: the checkpoint.
         added: added tokens, if its tokenizer files are elsewhere.
         chat_template: "llava_v1" or "llava_llama_2"; None = `conv_type` of config.json, else "llava_v1", which all published checkpoints use.
-        offline: open no connection for the tower's config.
+        offline: open no connection for the tower.
 
     Raises:
         ModelLoadError: missing or wrong files.
     """
     values = read_json(folder / "config.json")
-    source = tower_source(folder, values)
+    source = tower_folder(folder, values, offline)
     sizes = folder / "sam_config.json"
     sam = read_json(sizes) if sizes.is_file() else {}
-    seg = (added or added_tokens(folder))[SEG_TEXT]
+    added = added or added_tokens(folder)
+    seg = added[SEG_TEXT]
     try:
+        wrapped = values.get("mm_use_im_start_end", True)  # LISA's code always wraps the picture, LISA++'s never does
+        template = chat_template or values.get("conv_type") or "llava_v1"
         width = int(values["out_dim"])
         if sam.get("prompt_embed_dim", width) != width:
             raise ValueError(f"out_dim {width} is not SAM's prompt_embed_dim {sam['prompt_embed_dim']}")
+        if values.get("prompt_style", "lisa") not in ("lisa", "lisa_plus"):
+            raise ValueError(f"prompt_style is {values['prompt_style']!r}, not lisa or lisa_plus")
+        if template not in TEMPLATES:
+            raise ValueError(f"the chat template {template!r} is not known: {', '.join(TEMPLATES)} are")
+        if wrapped and not {"<im_start>", "<im_end>"} <= set(added):
+            raise ValueError("mm_use_im_start_end is true, and the added tokens hold no <im_start> and <im_end>")
         if not 0 < seg < int(values["vocab_size"]):
             raise ValueError(f"{SEG_TEXT} has id {seg}, the vocabulary {values['vocab_size']} rows")
-        template = chat_template or values.get("conv_type") or "llava_v1"
         vlm = {
             "family": "llava",
-            "vision": tower_config(source, offline),
+            "vision": tower_config(source),
             "seg_token_id": seg,
             "projector": values.get("mm_projector_type") or "linear",
             "select_layer": int(values.get("mm_vision_select_layer", -2)),
@@ -173,7 +199,8 @@ def read_config(
             prompt_width=width,
             seg_hidden=int(values["hidden_size"]),
             seg_state="emit",
-            chat_template=template if values.get("mm_use_im_start_end", True) else f"{template}_bare",
+            chat_template=template if wrapped else f"{template}_bare",
+            prompt_style=values.get("prompt_style") or ("lisa" if wrapped else "lisa_plus"),
             language_config={"model_type": "llama"} | {k: values[k] for k in _LLAMA if values.get(k) is not None},
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -182,18 +209,17 @@ def read_config(
     return config, source
 
 
-def tower_config(source: str, offline: bool = False) -> dict[str, Any]:
-    """Values of the CLIPVisionConfig of a folder or hub id."""
+def tower_config(folder: Path) -> dict[str, Any]:
+    """Values of the CLIPVisionConfig in a folder."""
     from transformers import CLIPVisionConfig
 
     try:
-        read = CLIPVisionConfig.from_pretrained(source, local_files_only=offline)
+        read = CLIPVisionConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise tower_missing(source, offline, error) from error
+        raise tower_wrong(folder, error) from error
     return {k: v for k, v in read.to_diff_dict().items() if k not in ("transformers_version", "architectures", "dtype", "torch_dtype", "model_type")}
 
 
-def tower_missing(source: str, offline: bool, error: Exception) -> ModelLoadError:
-    """What to say when the vision tower cannot be had."""
-    step = "Load it once without offline, or put its folder into the checkpoint and name it in vision_tower." if offline else "Check the connection."
-    return ModelLoadError(f"The vision tower {source} cannot be read: {str(error).splitlines()[0]}", next_step=step, code="tower_missing")
+def tower_wrong(folder: Path, error: Exception) -> ModelLoadError:
+    """What to say when the vision tower is there and cannot be read."""
+    return ModelLoadError(f"The vision tower {folder} cannot be read: {str(error).splitlines()[0]}", next_step=_AGAIN, code="tower_missing")

@@ -6,6 +6,7 @@ together with the file that it should be in.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from torch import Tensor, nn
 
 from lisaseg.errors import ModelLoadError
 from lisaseg.model.config import LisaConfig
+from lisaseg.model.devices import Placing
 from lisaseg.model.lisa import LisaModel
-from lisaseg.model.published import COMPUTED, published_key, read_json, tower_missing
+from lisaseg.model.memory import kept_dtype
+from lisaseg.model.published import COMPUTED, published_key, read_json, tower_wrong
+from lisaseg.model.quantize import is_quantized, quantized
+from lisaseg.store import read_manifest
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _TOWER_ONLY = ("text_model.", "logit_scale", "visual_projection.", "text_projection.")  # of a whole CLIP, which is the tower's usual home
@@ -87,18 +92,25 @@ def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     yield from loaded.items()
 
 
-def kept_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """The language side in the compute dtype; seg head and SAM, which are small or sensitive, in float32."""
-    return dtype if name.startswith("vlm.") else torch.float32
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes: it finds damage at several GB a second."""
+    return zlib.crc32(bytes_of_tensor(tensor))
+
+
+def bytes_of_tensor(tensor: Tensor) -> memoryview:
+    """The bytes of a CPU tensor in row order."""
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data  # type: ignore[no-any-return]
 
 
 def fitting_tensors(model: LisaModel, folder: Path) -> Iterator[tuple[str, list[str], Tensor]]:
     """(the reference's key, our names, tensor) of a published checkpoint, file by file, for those that fit the model.
 
     Raises:
-        ModelLoadError: at the end, if any tensor was missing, unexpected or of another shape; names each and its file.
+        ModelLoadError: at the end, if any tensor was missing, unexpected, of another shape, not a number somewhere, or (where a manifest tells)
+            changed; names each and its file.
     """
     files, index, fallback = weight_files(folder)
+    sums = read_manifest(folder).get("crc32", {})
     shapes = {name: p.shape for name, p in model.state_dict(keep_vars=True).items()}
     wanted: dict[str, list[str]] = {}
     for name in shapes:
@@ -120,6 +132,10 @@ def fitting_tensors(model: LisaModel, folder: Path) -> Iterator[tuple[str, list[
                 problems.append(f"wrong shape: {key} in {file.name} is {tuple(tensor.shape)}, not {tuple(shape)}")
             elif not tensor.is_floating_point():
                 problems.append(f"wrong kind: {key} in {file.name} is {tensor.dtype}")
+            elif tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():  # either is NaN if any number is
+                problems.append(f"damaged: {key} in {file.name} holds numbers that are not finite")
+            elif key in sums and sums[key] != checksum(tensor):
+                problems.append(f"damaged: {key} in {file.name} is not what manifest.json says")
             else:
                 yield key, wanted[key], tensor
     problems += [f"missing: {key}, expected in {index.get(key, fallback.name)}" for key in wanted if key not in seen]
@@ -128,30 +144,30 @@ def fitting_tensors(model: LisaModel, folder: Path) -> Iterator[tuple[str, list[
         raise ModelLoadError(f"{folder} does not fit the model ({shown}).", next_step="Fetch the named files again.", code="tensors")
 
 
-def load_weights(model: LisaModel, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+def load_weights(model: LisaModel, folder: Path, dtype: torch.dtype, placing: Placing) -> None:
     """Fill an empty model from a published checkpoint, complete or not at all (ModelLoadError, see `fitting_tensors`)."""
     for _, names, tensor in fitting_tensors(model, folder):
         for name in names:
-            _place(model, name, tensor, kept_dtype(name, dtype), device)
+            _place(model, name, tensor, kept_dtype(name, dtype), placing)
 
 
-def load_tower(model: LisaModel, source: str, dtype: torch.dtype, device: torch.device, offline: bool) -> None:
-    """Fill the vision tower from a folder or the hub cache; strict like the rest."""
-    for name, tensor in read_tower(source, offline).state_dict().items():
-        _place(model, f"vlm.vision.{name}", tensor, dtype, device)
+def load_tower(model: LisaModel, source: Path, dtype: torch.dtype, placing: Placing) -> None:
+    """Fill the vision tower from its folder; strict like the rest."""
+    for name, tensor in read_tower(source).state_dict().items():
+        _place(model, f"vlm.vision.{name}", tensor, dtype, placing)
 
 
-def read_tower(source: str, offline: bool = False) -> Any:
-    """The CLIPVisionModel of a folder or hub id in float32; ModelLoadError unless it is there completely."""
+def read_tower(source: Path) -> Any:
+    """The CLIPVisionModel of a folder in float32; ModelLoadError unless it is there completely."""
     from transformers import CLIPVisionModel
     from transformers.utils import logging as bars
 
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
-        tower, report = CLIPVisionModel.from_pretrained(source, dtype=torch.float32, local_files_only=offline, output_loading_info=True)
+        tower, report = CLIPVisionModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise tower_missing(source, offline, error) from error
+        raise tower_wrong(source, error) from error
     finally:
         if shown:
             bars.enable_progress_bar()
@@ -165,12 +181,17 @@ def read_tower(source: str, offline: bool = False) -> Any:
     return tower
 
 
-def _place(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+def _place(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, placing: Placing) -> None:
     """Put a copy of a tensor where an empty parameter is; a copy, because the tensor may be a window into a file."""
     path, _, leaf = name.rpartition(".")
     module: Any = model.get_submodule(path)
-    value = tensor.to(device=device, dtype=dtype, copy=True)
-    if leaf in module._parameters:
-        module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    device = placing.device_of(name)
+    if device is None:
+        placing.to_disk(name, tensor.to(dtype))
+        module._parameters[leaf] = nn.Parameter(torch.empty_like(tensor, dtype=dtype, device="meta"), requires_grad=False)  # it is read in this dtype
+    elif is_quantized(module._parameters.get(leaf)):
+        module._parameters[leaf] = quantized(module, tensor.to(dtype=dtype, copy=True), device)
+    elif leaf in module._parameters:
+        module._parameters[leaf] = nn.Parameter(tensor.to(device=device, dtype=dtype, copy=True), requires_grad=False)
     else:
-        module._buffers[leaf] = value
+        module._buffers[leaf] = tensor.to(device=device, dtype=dtype, copy=True)

@@ -9,7 +9,10 @@ GGUF file inside a wheel, converted once and kept in the cache; later calls open
 """
 
 from lisaseg.store.cache import cache_dir
-from lisaseg.store.catalogue import PresetInfo, language_model_dir, preset_dir, presets, pull, verify
-from lisaseg.store.manifest import Check, write_manifest
+from lisaseg.store.catalogue import PresetInfo, is_preset, language_model_dir, preset_dir, presets, pull, verify
+from lisaseg.store.manifest import Check, check_files, read_manifest, write_manifest
 
-__all__ = ["Check", "PresetInfo", "cache_dir", "language_model_dir", "preset_dir", "presets", "pull", "verify", "write_manifest"]
+__all__ = [
+    "Check", "PresetInfo", "cache_dir", "check_files", "is_preset", "language_model_dir", "preset_dir", "presets", "pull", "read_manifest", "verify",
+    "write_manifest",
+]  # fmt: skip

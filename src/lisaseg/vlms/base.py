@@ -89,11 +89,11 @@ class VisionLanguageModel(nn.Module):
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         """Token ids (any shape) -> embeddings (..., D); image placeholders may give anything."""
-        return self.language_model.get_input_embeddings()(ids)  # type: ignore[no-any-return]
+        return self.language_model.get_input_embeddings()(ids).to(ids.device)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Last-layer states (..., D) -> scores over the vocabulary (..., V), `[SEG]` at index `seg_token_id`."""
-        return self.language_model.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
+        return self.language_model.get_output_embeddings()(hidden).to(hidden.device)  # type: ignore[no-any-return]
 
     def embed(self, ids_QT: Tensor, tokens: Tensor, image_index_Q: Tensor) -> Tensor:
         """Put the picture's tokens where `ids` holds the image id: one index space, no offset. tokens (B, T_image, D) -> (Q, T, D)."""
@@ -110,7 +110,7 @@ class VisionLanguageModel(nn.Module):
         out = self.language_model.model(
             inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache, use_cache=cache is not None
         )
-        return out.last_hidden_state  # type: ignore[no-any-return]
+        return out.last_hidden_state.to(embeds.device)  # type: ignore[no-any-return] # its last layer may be on another device
 
     @torch.no_grad()
     def generate(

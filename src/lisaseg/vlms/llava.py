@@ -86,4 +86,4 @@ class LlavaVLM(VisionLanguageModel):
         self.projector.to(dtype)
 
     def embed_ids(self, ids: Tensor) -> Tensor:
-        return self.language_model.get_input_embeddings()(ids.clamp(min=0))  # type: ignore[no-any-return]
+        return self.language_model.get_input_embeddings()(ids.clamp(min=0)).to(ids.device)  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ import typer
 
 from lisaseg.apps.commands.options import (
     DEFAULT_MODEL,
+    DeviceMapOption,
     DeviceOption,
     DtypeOption,
     ImageArgument,
@@ -16,6 +17,7 @@ from lisaseg.apps.commands.options import (
     ModeOption,
     OfflineOption,
     OutOption,
+    QuantizeOption,
     TokensOption,
     load_predictor,
     picture_and_stem,
@@ -40,6 +42,8 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON, masks as COCO RLE.")] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = None,
+    device_map: DeviceMapOption = None,
     offline: OfflineOption = False,
     max_new_tokens: TokensOption = None,
 ) -> None:
@@ -48,7 +52,7 @@ def ask(
 
     picture, stem = picture_and_stem(image)
     limits: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    answer = load_predictor(model, device, dtype, offline).ask(picture, text, mode=mode, **limits)
+    answer = load_predictor(model, device, dtype, offline, quantize, device_map).ask(picture, text, mode=mode, **limits)
     files = answer.save(out, stem) if out is not None else []
     console.warn(answer.warnings)
     if as_json:
@@ -67,6 +71,8 @@ def chat(
     mode: ModeOption = "auto",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = None,
+    device_map: DeviceMapOption = None,
     offline: OfflineOption = False,
 ) -> None:
     """Talk about one picture, turn by turn; reads lines from a pipe too."""
@@ -75,4 +81,4 @@ def chat(
     if image == "-":
         raise UsageError("chat reads your lines from standard input, so the picture cannot come from there.", next_step="Pass the path of a picture.")
     picture, stem = picture_and_stem(image)
-    ChatLoop(load_predictor(model, device, dtype, offline).chat(picture), mode=mode, out=out, stem=stem).run()
+    ChatLoop(load_predictor(model, device, dtype, offline, quantize, device_map).chat(picture), mode=mode, out=out, stem=stem).run()

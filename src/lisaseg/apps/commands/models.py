@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lisaseg.apps.commands.options import DEFAULT_MODEL, OfflineOption
+from lisaseg.apps.commands.options import DEFAULT_MODEL, DeviceOption, DtypeOption, OfflineOption, load_predictor
+
+if TYPE_CHECKING:
+    from lisaseg.predictor import Predictor
 
 
 def register(app: typer.Typer) -> None:
@@ -18,6 +22,7 @@ def register(app: typer.Typer) -> None:
     group.command("pull")(models_pull)
     group.command("verify")(models_verify)
     group.command("convert")(models_convert)
+    group.command("memory")(models_memory)
     app.add_typer(group, name="models")
 
 
@@ -46,23 +51,66 @@ def models_pull(name: Annotated[str, typer.Argument(help="Name of a preset.")] =
     typer.echo(str(folder))
 
 
-def models_verify(name: Annotated[str, typer.Argument(help="Name of a preset.")] = DEFAULT_MODEL) -> None:
+def models_verify(
+    name: Annotated[str, typer.Argument(help="Preset, or folder or hub id of a published checkpoint.")] = DEFAULT_MODEL,
+    picture: Annotated[bool, typer.Option(help="Repeat the stored answer, if there is one: loads the whole model.")] = True,
+    device: DeviceOption = "auto",
+    offline: OfflineOption = False,
+) -> None:
     """Read every weight file and compare it with its checksum; exit 3 if one is wrong."""
     from lisaseg.apps.console import show_table
-    from lisaseg.store import verify
+    from lisaseg.store import is_preset, verify
 
-    checks = verify(name)
+    if is_preset(name):
+        checks = verify(name)
+    else:
+        from lisaseg.model.verify import verify_checkpoint
+
+        load = partial(_load, device=device) if picture else None
+        checks = verify_checkpoint(name, offline=offline, load=load)
     show_table(["", "check", "detail", "next step"], [["OK" if c.ok else "FAIL", c.name, c.detail, c.next_step] for c in checks])
     if not all(check.ok for check in checks):
         raise typer.Exit(3)
 
 
 def models_convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a published LISA checkpoint (.bin or safetensors).")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder or hub id of a published LISA checkpoint (.bin or safetensors).")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder; an existing one is refused.")],
+    picture: Annotated[bool, typer.Option(help="Also load it, ask about a picture and keep the answer for `models verify`.")] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    offline: OfflineOption = False,
 ) -> None:
     """Turn a published checkpoint into safetensors with a manifest of every tensor."""
     from lisaseg.model.convert import convert_checkpoint
 
-    convert_checkpoint(source, out)
+    convert_checkpoint(source, out, offline=offline)
+    if picture:
+        from lisaseg.model.verify import record_picture
+
+        record_picture(out, _load(out, dtype, device=device))
     typer.echo(str(out))
+
+
+def models_memory(
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="A published checkpoint; without it, the public sizes.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print bytes as JSON.")] = False,
+) -> None:
+    """How much memory a published checkpoint needs in each precision, counted from its config; no weights are read."""
+    from lisaseg.apps.console import show_table
+    from lisaseg.model.memory import PARTS, PUBLIC, empty_public, memory_table
+    from lisaseg.model.published import read_config
+    from lisaseg.model.streaming import empty_model
+
+    models = {name: empty_public(name) for name in PUBLIC} if folder is None else {folder.name: empty_model(read_config(folder, offline=True)[0])}
+    tables = {name: memory_table(model) for name, model in models.items()}
+    if as_json:
+        typer.echo(json.dumps({name: dict(table) for name, table in tables.items()}))
+        return
+    head = ["model", "setting", *PARTS, "weights", "one question"]
+    rows = [[name, setting, *(f"{size / 1e9:.2f} GB" for size in sizes.values())] for name, table in tables.items() for setting, sizes in table]
+    show_table(head, rows)
+
+
+def _load(folder: Path, dtype: str, device: str) -> Predictor:
+    return load_predictor(str(folder), device, dtype, offline=True)

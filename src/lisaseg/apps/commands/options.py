@@ -13,24 +13,37 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "lisa-tiny"
 
-Mode = Literal["auto", "segment", "explain", "text"]  # a copy of lisaseg.types.Mode, which would load numpy; a test holds them equal
+# A copy of lisaseg.types.Mode, which would load numpy; a test holds them equal.
+Mode = Literal["auto", "segment", "explain", "text", "instances", "explain_instances", "reason"]
 ImageArgument = Annotated[str, typer.Argument(metavar="IMAGE", help="Path of a picture, or - for standard input.")]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Preset, folder, or hub id.")]
 ModeOption = Annotated[
-    Mode, typer.Option("--mode", help="auto: the model decides; segment: always a mask; explain: mask and reason; text: words only.")
+    Mode,
+    typer.Option(
+        "--mode",
+        help="auto: the model decides; segment: always a mask; explain: mask and reason; text: words only. The others are LISA++'s: a mask for each "
+        "object; reasoning step by step.",
+    ),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write overlay, masks and JSON here.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+QuantizeOption = Annotated[
+    Literal["8bit", "4bit"] | None, typer.Option("--quantize", help="Smaller weights for the published checkpoints (needs bitsandbytes).")
+]
+DeviceMapOption = Annotated[
+    Literal["auto"] | None, typer.Option("--device-map", help="auto: spread a published checkpoint over GPUs, memory and disk.")
+]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Open no network connection.")]
 TokensOption = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Length limit of the answer; default: the model's.")]
 
 
-def load_predictor(name: str, device: str, dtype: str, offline: bool) -> Predictor:
+def load_predictor(name: str, device: str, dtype: str, offline: bool, quantize: str | None = None, device_map: str | None = None) -> Predictor:
     """`lisaseg.load`, imported now."""
     from lisaseg import predictor
 
-    return predictor.load(name, device=device, dtype=dtype, offline=offline)
+    smaller = {option: value for option, value in (("quantize", quantize), ("device_map", device_map)) if value is not None}
+    return predictor.load(name, device=device, dtype=dtype, offline=offline, **smaller)
 
 
 def picture_and_stem(image: str) -> tuple[Any, str]:

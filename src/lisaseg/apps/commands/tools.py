@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lisaseg.apps.commands.options import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, OfflineOption
+from lisaseg.apps.commands.options import DEFAULT_MODEL, DeviceMapOption, DeviceOption, DtypeOption, ModelOption, OfflineOption, QuantizeOption
 
 
 def register(app: typer.Typer) -> None:
@@ -35,13 +35,15 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here as well.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = None,
+    device_map: DeviceMapOption = None,
     offline: OfflineOption = False,
 ) -> None:
     """Measure how fast a model answers on this machine."""
     from lisaseg.apps.bench import measure, rows_of
     from lisaseg.apps.console import show_table
 
-    result = measure(model, image, runs=runs, device=device, dtype=dtype, offline=offline)
+    result = measure(model, image, runs=runs, device=device, dtype=dtype, quantize=quantize, device_map=device_map, offline=offline)
     if json_file is not None:
         from lisaseg.formats import write_aside
 
