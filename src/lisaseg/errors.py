@@ -15,6 +15,8 @@ may search for it. `exit_code` is what the command line returns.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class LisaSegError(Exception):
     """Base of all lisaseg errors.
@@ -34,6 +36,14 @@ class LisaSegError(Exception):
         if code is not None:
             self.code = code
         super().__init__(f"{self.message} {self.next_step}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes (data workers) whole."""
+        return _again, (type(self), self.message, self.next_step, self.code)
+
+
+def _again(kind: type[LisaSegError], message: str, next_step: str, code: str) -> LisaSegError:
+    return kind(message, next_step=next_step, code=code)
 
 
 class InputError(LisaSegError):

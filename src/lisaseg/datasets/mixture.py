@@ -79,6 +79,7 @@ class Mixture:
         questions: most questions about one picture.
         explanation: see `questions.conversations`; None leaves explanations out.
         on_fault: called with the error of a wrong entry, which is then replaced by another picture of its set; None: the error is raised.
+        talk: puts questions and answers around the queries that were picked; called as `questions.conversations` is.
 
     Raises:
         UsageError: no group, a rate that is not positive, an empty set, or a name that is used twice.
@@ -93,11 +94,13 @@ class Mixture:
         questions: int = 3,
         explanation: float | None = 0.1,
         on_fault: Callable[[DataError], None] | None = None,
+        talk: Callable[..., tuple[tuple[Turn, ...], ...]] = conversations,
     ) -> None:
         self.names, self._sets, self.counts = _slots(groups)
         if questions < 1 or seed < 0:
             raise UsageError(f"A mixture with {questions} questions and seed {seed} is not possible.", next_step="Use questions >= 1, seed >= 0.")
         self.seed, self.questions, self.explanation, self._on_fault = seed, questions, explanation, on_fault
+        self._talk = talk
         self._block = np.repeat(np.arange(len(self._sets)), self.counts)
         self._length = sum(len(one) for one in self._sets) if length is None else length
         self._kept: OrderedDict[tuple[int, ...], np.ndarray] = OrderedDict()
@@ -149,7 +152,7 @@ class Mixture:
     def fingerprint(self) -> str:
         """16 hex digits that change when another index order or other questions would come out: compare them before a run is resumed."""
         parts = [(name, len(one), int(n)) for name, one, n in zip(self.names, self._sets, self.counts, strict=True)]
-        return hashlib.sha256(repr((self.seed, self.questions, self.explanation, parts)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((self.seed, self.questions, self.explanation, self._talk.__name__, parts)).encode()).hexdigest()[:16]
 
     def _task(self, s: int, picture: int, rng: np.random.Generator) -> Task:
         dataset = self._sets[s]
@@ -160,7 +163,7 @@ class Mixture:
             sample = dataset[picture]
             picks = rng.permutation(len(sample.queries))[: self.questions]
             sample = replace(sample, queries=tuple(sample.queries[int(pick)] for pick in picks))
-        talks = conversations(sample.queries, self.questions, rng, explanation=self.explanation)
+        talks = self._talk(sample.queries, self.questions, rng, explanation=self.explanation)
         if sample.conversation:
             talks = (sample.conversation, *talks)[: self.questions]
         return Task(sample, talks, self.names[s], picture)

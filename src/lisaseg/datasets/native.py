@@ -50,6 +50,10 @@ class NativeJsonl(Indexed):
         """Number of lines that hold a sample."""
         return len(self._lines)
 
+    def where(self, index: int) -> str:
+        """File and line of a sample, "train.jsonl:12"."""
+        return f"{self.path}:{self._lines[index][0]}"
+
     def _count(self, index: int) -> int:
         return 1
 

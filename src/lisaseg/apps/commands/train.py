@@ -1,4 +1,4 @@
-"""`lisaseg train`."""
+"""`lisaseg train` and `lisaseg export`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lisaseg.errors import UsageError
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command()(train)
+    app.command()(export)
 
 
 def train(
@@ -28,3 +29,14 @@ def train(
     from lisaseg.train import run_recipe
 
     run_recipe(recipe, overrides or [], resume=resume, dry_run=dry_run)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder: `out` of the recipe.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder for the model.")],
+    last: Annotated[bool, typer.Option("--last", help="The last checkpoint instead of the best one.")] = False,
+) -> None:
+    """Write the model of a run, ready for `-m OUT`: adapters merged, config and tokenizer beside the weights."""
+    from lisaseg.train.lisa_run import export_run
+
+    typer.echo(export_run(run, out, "last" if last else "best"))
