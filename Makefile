@@ -1,4 +1,4 @@
-# setup - demo - check - test - test-long - bench - docs - clean. Each target works in a fresh clone: it makes .venv first.
+# setup - demo - check - test - test-serve - test-long - bench - docs - clean. Each target works in a fresh clone: it makes .venv first.
 #   make setup PYTHON=python3.12            another Python, 3.11 or newer
 #   make setup PIP_EXTRA_INDEX_URL=...      another place for wheels, for example CPU-only or CUDA builds of torch (any PIP_* variable is heard)
 
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 MAKEFLAGS += --no-print-directory
 
-.PHONY: setup demo check test test-long bench docs clean
+.PHONY: setup demo check test test-serve test-long bench docs clean
 
 setup: $(STAMP)
 	@:
@@ -38,6 +38,11 @@ check: setup
 test: setup
 	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
 	@$(BIN)/python -m pytest -q --no-header
+
+# The service under load, faults and bad input: real servers in processes of their own.
+test-serve: setup
+	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
+	@$(BIN)/python -m pytest -q --no-header -m "serve and not long" tests/server
 
 test-long: setup
 	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null

@@ -185,6 +185,7 @@ class Predictor:
             generated = time.perf_counter()
             rows = [self._reconsider(job, row) for job, row in zip(jobs, rows, strict=True)]
             masks = [self._masks(job.encoded, row) for job, row in zip(jobs, rows, strict=True)]
+        self._remembered.fit(REMEMBERED_PICTURES, self.remembered_bytes)  # mask features came on top
         done = time.perf_counter()
         times = {"encode": 1e3 * (start - begin), "generate": 1e3 * (generated - start), "mask": 1e3 * (done - generated)}
         return [self._build(job, row, *m, times) for job, row, m in zip(jobs, rows, masks, strict=True)]

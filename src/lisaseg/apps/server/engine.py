@@ -16,11 +16,14 @@ import time
 import weakref
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lisaseg.apps.server.catalogue import ApiError, from_lisaseg
 from lisaseg.apps.server.logs import where
 from lisaseg.errors import LisaSegError
+
+if TYPE_CHECKING:
+    from lisaseg.predictor import Predictor
 
 BEAT_SECONDS = 1.0
 Say = Callable[[dict[str, Any]], None]
@@ -78,7 +81,14 @@ def build(options: dict[str, Any]) -> Engine:
         from lisaseg.apps.server.stub import StubEngine
 
         return StubEngine(options)
-    return LisaEngine(options)
+    import torch
+
+    from lisaseg.predictor import load
+
+    if options["workers"] > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // options["workers"]))
+    predictor = load(options["model"], device=options["device"], dtype=options["dtype"], offline=options["offline"])
+    return LisaEngine(predictor, options["limits"])
 
 
 class _Line:
@@ -122,21 +132,17 @@ class LisaEngine:
     """A predictor that answers batches.
 
     Args:
-        options: `model`, `device`, `dtype`, `offline`, `workers`, `limits`.
+        predictor: the loaded model.
+        limits: fields of `Limits`.
     """
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, predictor: Predictor, limits: dict[str, Any]) -> None:
         import torch
 
-        from lisaseg import chat, predictor
         from lisaseg.imaging import ImageLimits
 
-        limits = options["limits"]
-        if options["workers"] > 1 and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // options["workers"]))
-        self.predictor = predictor.load(options["model"], device=options["device"], dtype=options["dtype"], offline=options["offline"])
+        self.predictor, self._torch = predictor, torch
         self.predictor.remembered_bytes = limits["feature_cache_bytes"]
-        self._chat, self._torch = chat, torch
         self._pictures: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()  # opened ones, while the predictor remembers them
         self._limits = ImageLimits(limits["max_image_pixels"], limits["max_image_side"], limits["max_image_aspect"], limits["max_body_bytes"])
         config = self.predictor.model.config
@@ -173,6 +179,7 @@ class LisaEngine:
     def _prepare(self, message: dict[str, Any], batch: dict[str, Any]) -> Any:
         """A checked question with its picture and history; LisaSegError if it cannot be used."""
         from lisaseg import prompts
+        from lisaseg.chat import Conversation
         from lisaseg.imaging import open_image
         from lisaseg.tokenization import clean_instruction
         from lisaseg.types import SEG_TEXT, Turn
@@ -181,7 +188,7 @@ class LisaEngine:
         for prompt, mode, raw in message["history"]:
             stand_ins = (_stand_in(),) * raw.count(SEG_TEXT)
             turns.append(Turn(prompts.with_mode(clean_instruction(prompt), mode), raw, stand_ins))
-        conversation = self._chat.Conversation(tuple(turns))
+        conversation = Conversation(tuple(turns))
         sha256 = message["image"]["sha256"]
         picture = self._pictures.get(sha256)
         if picture is None:

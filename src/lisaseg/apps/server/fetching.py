@@ -66,7 +66,7 @@ def fetch(
         address = _resolve(host, port, allowed)
         left = max(0.1, end - time.monotonic())
         connection = (connect or _connect)(address, host, port, left)
-        alarm = threading.Timer(left, _hang_up, [connection])  # a socket's own timeout starts anew with every byte
+        alarm = threading.Timer(left, _hang_up, [connection.sock])  # a socket's own timeout starts anew with every byte
         alarm.start()
         try:
             connection.request("GET", target, headers={"Host": host, "Accept": "image/*", "User-Agent": "lisaseg", "Accept-Encoding": "identity"})
@@ -124,9 +124,9 @@ def _connect(address: str, host: str, port: int, seconds: float) -> http.client.
     return connection
 
 
-def _hang_up(connection: http.client.HTTPConnection) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # closed in between
-        connection.sock.shutdown(socket.SHUT_RDWR)
+def _hang_up(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # closed in between
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 def _read(response: http.client.HTTPResponse, max_bytes: int, end: float) -> bytes:
@@ -136,7 +136,9 @@ def _read(response: http.client.HTTPResponse, max_bytes: int, end: float) -> byt
         if len(data) > max_bytes:
             raise _failed(f"The URL gives more than {max_bytes / 2**20:g} MiB.")
         if time.monotonic() > end:
-            raise _failed("The URL was too slow.")
+            break
+    if time.monotonic() > end or response.length:  # the alarm rang, or the host hung up
+        raise _failed("The URL was too slow, or ended early.")
     return bytes(data)
 
 

@@ -45,10 +45,7 @@ class Lane:
             batch = self.queue.take(limits.max_batch)
             if not len(self.queue):
                 self.arrived.clear()
-            if not batch or self.worker.state != "ready":
-                for job in batch:
-                    self.queue.put(job)
-                    self.arrived.set()
+            if not batch:
                 continue
             self.finished.clear()
             self.running = {job.id: job for job in batch}
@@ -59,8 +56,18 @@ class Lane:
             self.scheduler.metrics.batches.observe(len(batch))
             self.scheduler.gauge()
             mode, tokens = batch[0].kind
-            await self.worker.send({"do": "answer", "mode": mode, "max_new_tokens": tokens, "jobs": [job.message() for job in batch]})
-            await self.finished.wait()
+            jobs = [job.message() for job in batch]
+            if await self.worker.send({"do": "answer", "mode": mode, "max_new_tokens": tokens, "jobs": jobs}):
+                await self.finished.wait()
+            else:  # it never had them
+                self._put_back(batch)
+
+    def _put_back(self, batch: list[Job]) -> None:
+        for job in batch:
+            if not job.finished:
+                self.queue.put(job)
+                self.arrived.set()
+        self._end_batch()
 
     def on_message(self, message: dict[str, Any]) -> None:
         """Something from the engine."""
@@ -115,7 +122,7 @@ class Scheduler:
         self.active: Counter[str] = Counter()  # questions of each owner, waiting or running
         self.lanes = [Lane(index, self) for index in range(settings.workers)]
         self._tasks: list[asyncio.Task[None]] = []
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending: set[asyncio.Task[bool]] = set()
 
     def start(self) -> None:
         """Start the engines; returns at once."""
@@ -206,6 +213,7 @@ class Scheduler:
             self.active[job.owner] -= 1
             if not self.active[job.owner]:
                 del self.active[job.owner]
+            self.gauge()
 
     def _lane_of(self, job: Job) -> Lane:
         """The lane of the picture; another one only while its engine is away."""
@@ -221,8 +229,9 @@ class Scheduler:
             for lane in self.lanes:
                 for job in [*lane.queue, *lane.running.values()]:
                     if now > job.deadline and not job.finished:
+                        waiting = lane.queue.remove(job)
                         self.fail(job, ApiError("deadline_exceeded"))
-                        if not lane.queue.remove(job):
+                        if not waiting:
                             self._tell(lane, {"do": "cancel", "id": job.id})
 
     def _tell(self, lane: Lane, message: dict[str, Any]) -> None:

@@ -28,7 +28,6 @@ class Limits(BaseModel):
     max_new_tokens: int = Field(default=512, ge=1, description="The most that a request may ask for.")
     default_new_tokens: int = Field(default=64, ge=1, description="Length limit of an answer unless the request says otherwise.")
     max_turns: int = Field(default=20, ge=1, le=20, description="Turns of one conversation.")
-    max_segments: int = Field(default=16, ge=1, description="Masks of one answer; an answer with more is cut and `truncated`.")
     max_queue: int = Field(default=64, ge=1, description="Questions that wait; one more is refused with 503.")
     max_batch: int = Field(default=8, ge=1, description="Questions that the model answers together.")
     batch_wait_seconds: float = Field(default=0.005, ge=0, le=1, description="How long an idle engine waits for company of a question.")

@@ -53,6 +53,7 @@ class Worker:
         self.facts: dict[str, Any] = {}  # of the ready message
         self.busy_until: float | None = None  # monotonic time at which a running batch counts as hung
         self._ready = asyncio.Event()
+        self._ended = asyncio.Event()
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
         self._last_sign = 0.0
@@ -80,13 +81,15 @@ class Worker:
         """Wait until the engine can answer."""
         await self._ready.wait()
 
-    async def send(self, message: dict[str, Any]) -> None:
-        """Tell the engine something. A dead engine is noticed elsewhere, so that is no error here."""
+    async def send(self, message: dict[str, Any]) -> bool:
+        """Tell the engine something; False if it is dead. What to do about that is decided elsewhere."""
         data = json.dumps(message).encode()
         async with self._sending:  # one message at a time
             if self._pipe is not None:
                 with contextlib.suppress(OSError, ValueError):
                     await asyncio.to_thread(self._pipe.send_bytes, data)
+                    return True
+        return False
 
     async def _keep_alive(self) -> None:
         failures = 0
@@ -96,7 +99,7 @@ class Worker:
             try:
                 await asyncio.to_thread(self._start_process)
                 reason = await self._watch()
-                was_ready = self._ready.is_set()
+                was_ready = self.state == "ready"
             except OSError as error:
                 reason = f"cannot start ({type(error).__name__})"
             self._ready.clear()
@@ -125,6 +128,7 @@ class Worker:
         process.start()
         theirs.close()
         self._process, self._pipe, self._last_sign = process, ours, time.monotonic()
+        self._ended.clear()
         assert self._task is not None
         threading.Thread(target=self._read, args=(ours, self._task.get_loop()), name="engine-reader", daemon=True).start()
 
@@ -134,12 +138,14 @@ class Worker:
             try:
                 message = json.loads(pipe.recv_bytes())
             except (EOFError, OSError):
-                return
+                message = {"event": "end"}
             except ValueError:
                 continue  # cut off by a death in mid-message
             try:
                 loop.call_soon_threadsafe(self._take, pipe, message)
             except RuntimeError:  # the loop has ended
+                return
+            if message["event"] == "end":
                 return
 
     def _take(self, pipe: Connection, message: dict[str, Any]) -> None:
@@ -147,7 +153,10 @@ class Worker:
             return  # late words of an earlier process
         self._last_sign = time.monotonic()
         event = message["event"]
-        if event == "ready":
+        if event == "end":
+            self._ready.clear()
+            self._ended.set()
+        elif event == "ready":
             self.state, self.ever_ready, self.facts = "ready", True, message
             self._ready.set()
             self.metrics.ready.inc()
@@ -167,9 +176,11 @@ class Worker:
         limits, begin, process = self.settings.limits, time.monotonic(), self._process
         assert process is not None
         while True:
-            await asyncio.sleep(0.1)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), 0.1)
             now = time.monotonic()
-            if not process.is_alive():
+            if self._ended.is_set() or not process.is_alive():
+                await asyncio.to_thread(process.join, 1.0)
                 return f"died (exit code {process.exitcode})"
             if self._ready.is_set():
                 if now - self._last_sign > limits.heartbeat_seconds:
