@@ -48,6 +48,16 @@ def test_the_queue_loses_nothing_and_keeps_each_owners_order(jobs: list[tuple[st
     assert queue.take(3) == []
 
 
+def test_a_long_conversation_slows_nobody_else() -> None:
+    queue = FairQueue()
+    sizes = (10, 20, 900, 30, 40)
+    for owner, size in enumerate(sizes):
+        one = job(str(owner))
+        one.prompt = "x" * size
+        queue.put(one)
+    assert [[j.chars for j in queue.take(8, chars=1000)] for _ in range(2)] == [[10, 20, 30, 40], [900]]
+
+
 def test_the_queue_is_fair() -> None:
     queue = FairQueue()
     for _ in range(100):
@@ -165,9 +175,9 @@ def test_base64_comes_back(data: bytes) -> None:
     assert decode_base64(text) == decode_base64(f"data:image/png;base64,{text}") == decode_base64(f"DATA:image/x;q=1;BASE64,\r\n {text}\n") == data
 
 
-PRIVATE = ("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "255.255.255.255", "224.0.0.1", "192.0.2.1",
-           "198.18.0.1", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:a00:1", "64:ff9b::7f00:1", "2002:7f00:1::", "::127.0.0.1",
-           "2001:0:0:0:0:0:0:1", "2001:db8::1", "fe80::1%eth0", "64:ff9b:1::1", "not an address")  # fmt: skip
+PRIVATE = ("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "255.255.255.255", "224.0.0.1",
+           "192.0.2.1", "198.18.0.1", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:a00:1", "64:ff9b::7f00:1",
+           "2002:7f00:1::", "::127.0.0.1", "2001:0:0:0:0:0:0:1", "2001:db8::1", "fe80::1%eth0", "64:ff9b:1::1", "not an address")  # fmt: skip
 
 
 @pytest.mark.parametrize("address", PRIVATE)
@@ -180,8 +190,9 @@ def test_public_addresses_are_known(address: str) -> None:
     assert fetching.is_public(address)
 
 
-BAD_URLS = ("http://a.example/x", "https://a.example:8443/x", "https://u:p@a.example/", "ftp://a.example/", "file:///etc/hosts", "https://", "https:///x",
-            "gopher://a.example", "https://b.example/x", "https://a.example/é", "https://a.example/a b", "https://[::1/", "javascript:alert(1)", "//a.example")  # fmt: skip
+BAD_URLS = ("http://a.example/x", "https://a.example:8443/x", "https://u:p@a.example/", "ftp://a.example/", "file:///etc/hosts", "https://",
+            "https:///x", "gopher://a.example", "https://b.example/x", "https://a.example/é", "https://a.example/a b", "https://[::1/",
+            "javascript:alert(1)", "//a.example")  # fmt: skip
 
 
 @pytest.mark.parametrize("url", BAD_URLS)

@@ -42,6 +42,11 @@ class Job:
     finished: bool = False
 
     @property
+    def chars(self) -> int:
+        """Length of what the model reads, picture aside."""
+        return len(self.prompt) + sum(len(prompt) + len(raw) for prompt, _, raw in self.history)
+
+    @property
     def kind(self) -> tuple[str, int]:
         """Only jobs of one kind can share a batch."""
         return self.mode, self.max_new_tokens
@@ -88,21 +93,30 @@ class FairQueue:
             del self._lines[job.owner]
         return True
 
-    def take(self, most: int) -> list[Job]:
-        """Up to `most` jobs of one kind: that of the first in turn. An owner whose first job is of another kind keeps its turn."""
+    def take(self, most: int, chars: int = 10**9) -> list[Job]:
+        """Up to `most` jobs of one kind: that of the first in turn. An owner whose first job does not fit keeps its turn.
+
+        A batch is padded to its longest conversation, so one long one would slow all: number of jobs times the longest is at most `chars`.
+        """
         batch: list[Job] = []
+        longest = 0
         while len(batch) < most:
-            owner = next((o for o, line in self._lines.items() if not batch or line[0].kind == batch[0].kind), None)
+            owner = next((o for o, line in self._lines.items() if not batch or self._fits(line[0], batch, longest, chars)), None)
             if owner is None:
                 break
             job = self._lines[owner].popleft()
             self._size -= 1
             batch.append(job)
+            longest = max(longest, job.chars)
             if self._lines[owner]:
                 self._lines.move_to_end(owner)
             else:
                 del self._lines[owner]
         return batch
+
+    @staticmethod
+    def _fits(job: Job, batch: list[Job], longest: int, chars: int) -> bool:
+        return job.kind == batch[0].kind and (len(batch) + 1) * max(longest, job.chars) <= chars
 
 
 class Rates:

@@ -42,7 +42,7 @@ class Lane:
             await self.worker.ready()
             if len(self.queue) < limits.max_batch:
                 await asyncio.sleep(limits.batch_wait_seconds)
-            batch = self.queue.take(limits.max_batch)
+            batch = self.queue.take(limits.max_batch, limits.max_batch_chars)
             if not len(self.queue):
                 self.arrived.clear()
             if not batch:

@@ -30,6 +30,7 @@ class Limits(BaseModel):
     max_turns: int = Field(default=20, ge=1, le=20, description="Turns of one conversation.")
     max_queue: int = Field(default=64, ge=1, description="Questions that wait; one more is refused with 503.")
     max_batch: int = Field(default=8, ge=1, description="Questions that the model answers together.")
+    max_batch_chars: int = Field(default=8000, ge=1, description="Questions of a batch times the longest conversation among them, in characters.")
     batch_wait_seconds: float = Field(default=0.005, ge=0, le=1, description="How long an idle engine waits for company of a question.")
     deadline_seconds: float = Field(default=60.0, gt=0, description="A question that is not answered by then fails with 504.")
     hang_seconds: float = Field(
