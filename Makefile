@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 MAKEFLAGS += --no-print-directory
 
-.PHONY: setup demo check test test-serve test-long bench docs clean
+.PHONY: setup demo check test test-serve test-long bench bench-serve docs clean
 
 setup: $(STAMP)
 	@:
@@ -50,6 +50,11 @@ test-long: setup
 
 bench: setup
 	@$(BIN)/lisaseg bench
+
+# Figures of the service: benchmarks/results/serve.json and docs/reliability.md.
+bench-serve: setup
+	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
+	@$(BIN)/python benchmarks/serve.py
 
 # The reference of the command line is written by the command line.
 docs: setup

@@ -42,7 +42,7 @@ class Service:
     def __init__(self, settings: Settings, on_failure: Callable[[str, int], None]) -> None:
         self.settings, self.limits = settings, settings.limits
         self.metrics = Metrics()
-        self.storage = Storage(settings.state, settings.limits)
+        self.storage = Storage(settings.state, settings.limits, settings.id_secret)
         self.pictures = Pictures(settings, self.storage)
         self.rates = Rates(settings.limits.requests_per_minute)
         self.scheduler = Scheduler(settings, self.metrics, on_failure)

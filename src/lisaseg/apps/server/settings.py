@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -119,6 +120,11 @@ class Settings:
     def model_name(self) -> str:
         """What clients see of `model`: of a folder only its own name."""
         return self.model if not Path(self.model).exists() else Path(self.model).resolve().name
+
+    @property
+    def id_secret(self) -> bytes | None:
+        """What signs ids: made of the keys, so that replicas behind one proxy know each other's ids; None without keys."""
+        return hashlib.sha256("\n".join(["ids", *sorted(self.keys)]).encode()).digest() if self.keys else None
 
     @property
     def own_hosts(self) -> frozenset[str] | None:

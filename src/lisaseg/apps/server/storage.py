@@ -86,12 +86,13 @@ class Storage:
     Args:
         folder: private to one server; made if missing.
         limits: what may be kept.
+        secret: signs the ids; replicas with the same one know each other's. None = a random one, kept in the folder.
 
     Raises:
         UsageError: the folder cannot be used, or another server uses it.
     """
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
+    def __init__(self, folder: Path, limits: Limits, secret: bytes | None = None) -> None:
         self.folder, self.limits = folder, limits
         self.pictures = folder / "images"
         try:
@@ -107,7 +108,7 @@ class Storage:
             next_step = "Give --state a folder that you may write to, or move the broken one away."
             raise UsageError(f"{folder} cannot hold the state of the server: {error}.", next_step=next_step) from error
         self._db.execute("INSERT OR IGNORE INTO meta VALUES ('secret', ?)", (secrets.token_bytes(32),))
-        self._ids = Ids(self._db.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()[0])
+        self._ids = Ids(secret or self._db.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()[0])
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
         self.sweep()
 
