@@ -74,6 +74,6 @@ function unfinished(text) {
 /** As it can be read without colours: "It is the cup [mask 1]." with the numbers of the page. @param {Turn} turn @param {import("./state.js").State} state */
 export function plainText(turn, state) {
   return answerNodes(turn, state)
-    .map((node) => (typeof node === "string" ? node : node.classList.contains("chip") ? `[${node.lastChild?.textContent}]` : node.textContent))
+    .map((node) => (!(node instanceof Element) ? node : node.classList.contains("chip") ? `[${node.lastChild?.textContent}]` : node.textContent))
     .join("");
 }

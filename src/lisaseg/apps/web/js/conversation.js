@@ -48,7 +48,7 @@ export class Conversation {
     const picture = await openPicture(blob, name, this.state.limits);
     this.leave();
     this.store.set({ picture, turns });
-    this.#start();
+    this.#start(true);
   }
 
   /** Back to the beginning; the conversation stays where it is kept. */
@@ -59,27 +59,28 @@ export class Conversation {
     this.store.set({ ...initial(), look, mode, limits, server });
   }
 
-  /** Bring the picture to the server and begin a session, in the background. */
-  #start() {
+  /** Bring the picture to the server and begin a session, in the background. @param {boolean} fresh not a conversation that went on before */
+  #start(fresh) {
     this.opening = new AbortController();
-    this.ready = this.#begin(this.opening.signal);
+    this.ready = this.#begin(this.opening.signal, fresh);
     this.ready.catch(() => {}); // shown by #begin; who needs the session hears it too
   }
 
   /** Once more, after a failure. */
-  startAgain() {
-    this.#start();
+  startAgain(fresh = false) {
+    this.#start(fresh);
     return this.ready;
   }
 
-  /** @param {AbortSignal} signal */
-  async #begin(signal) {
+  /** @param {AbortSignal} signal @param {boolean} fresh */
+  async #begin(signal, fresh) {
     this.store.set({ pictureProblem: null });
     try {
-      const session = await this.#patiently(() => this.#sessionOnServer(signal), () => {}, signal);
+      const wait = (notice) => this.store.set({ upload: { share: 0, notice } });
+      const session = await this.#patiently(() => this.#sessionOnServer(signal), wait, signal);
       if (signal.aborted) throw new DOMException("stopped", "AbortError");
       this.store.set({ session: session.id });
-      local.nameInAddress(session.id, !local.sessionInAddress());
+      local.nameInAddress(session.id, fresh);
     } catch (error) {
       if (!signal.aborted) this.store.set({ pictureProblem: problemOf(error) });
       throw error;
@@ -171,9 +172,8 @@ export class Conversation {
     this.opening?.abort();
     this.asking?.abort();
     this.store.set({ turns: [], session: null, touched: {}, pinned: null, lit: null });
-    local.nameInAddress(null, true);
     this.tell.say("New conversation about the same picture.");
-    await this.startAgain();
+    await this.startAgain(true);
   }
 
   /** Delete the conversation here and on the server. */
@@ -258,7 +258,8 @@ export class Conversation {
 
   /** Do work that needs the session; if the server has forgotten it, tell it again. @param {() => Promise<void>} work @param {AbortSignal} signal */
   async #remembered(work, signal) {
-    if (!this.state.session) await this.ready.then(() => this.state.session || this.startAgain(), () => this.startAgain());
+    await this.ready.catch(() => {});
+    if (!this.state.session) await this.startAgain();
     if (signal.aborted) throw new DOMException("stopped", "AbortError");
     try {
       await work();
@@ -304,6 +305,7 @@ export class Conversation {
         return await work();
       } catch (error) {
         if (signal.aborted || attempt >= attempts || !(error instanceof ApiError && PASSING.has(error.code))) throw error;
+        if (error.code === "model_loading") attempt--; // that ends; how long it takes depends on the model
         const seconds = Math.ceil(error.retryAfter || Math.min(10, 2 ** (attempt - 1)));
         for (let left = seconds; left > 0; left--) {
           tell(`${CATALOGUE[error.code][0]} Trying again in ${left} s.`);

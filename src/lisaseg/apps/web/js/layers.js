@@ -108,7 +108,7 @@ function bond(store) {
   const set = (lit) => lit !== store.state.lit && store.set({ lit });
   document.addEventListener("pointerover", (event) => of(event) && event.pointerType !== "touch" && set(of(event)));
   document.addEventListener("pointerout", (event) => of(event) && !(event.relatedTarget instanceof Element && event.relatedTarget.closest("[data-layer]")) && set(null));
-  document.addEventListener("focusin", (event) => of(event) && event.target.matches(":focus-visible") && set(of(event)));
+  document.addEventListener("focusin", (event) => of(event) && event.target instanceof Element && event.target.matches(":focus-visible") && set(of(event)));
   document.addEventListener("focusout", (event) => of(event) && set(null));
   document.addEventListener("click", (event) => {
     const chip = event.target instanceof Element && event.target.closest("button.chip[data-layer]");

@@ -141,12 +141,12 @@ async function keep({ session, picture, turns, touched }) {
   await local.keep({ session, name, blob, width, height, imageId: id, turns: records, touched, saved: Date.now() });
 }
 
-/** @param {{share: number} | null} upload */
+/** @param {import("./state.js").State["upload"]} upload */
 function showUpload(upload) {
   $("upload").hidden = !upload;
   if (!upload) return;
   $("upload-bar").value = upload.share;
-  $("upload-text").textContent = upload.share < 1 ? `Uploading, ${Math.round(100 * upload.share)} %` : "Checking the picture";
+  $("upload-text").textContent = upload.notice ? upload.notice : upload.share < 1 ? `Uploading, ${Math.round(100 * upload.share)} %` : "Checking the picture";
 }
 
 /** @param {import("./state.js").State} state */
@@ -154,8 +154,10 @@ function showNotes({ picture, pictureProblem }) {
   const notes = (picture?.notes ?? []).map((note) => h("p.note", {}, icon("info"), h("span", {}, note)));
   if (picture?.id && !picture.bitmap) notes.push(h("p.note", {}, icon("info"), h("span", {}, "This browser cannot show this kind of picture; the server reads it. Masks are drawn on grey.")));
   if (pictureProblem) {
-    const remedy = pictureProblem.remedy === "picture" ? ["Choose another picture", pick] : pictureProblem.remedy === "key" ? ["Enter a key", needKey] : ["Try again", () => conversation.startAgain().catch(() => {})];
-    notes.push(problemBox(pictureProblem, h("button.quiet.boxed", { type: "button", onclick: remedy[1] }, remedy[0])));
+    const { remedy } = pictureProblem;
+    const word = remedy === "picture" ? "Choose another picture" : remedy === "key" ? "Enter a key" : "Try again";
+    const onclick = remedy === "picture" ? pick : remedy === "key" ? needKey : () => conversation.startAgain().catch(() => {});
+    notes.push(problemBox(pictureProblem, h("button.quiet.boxed", { type: "button", onclick }, word)));
     if (pictureProblem.code === "unauthorized") needKey();
   }
   $("notes").replaceChildren(...notes);
@@ -252,7 +254,7 @@ const look = watchServer(store, api, async () => {
   try {
     store.set({ limits: await api.call("GET", "/v1/limits") });
   } catch (error) {
-    if (error.code === "unauthorized") needKey();
+    if (problemOf(error).code === "unauthorized") needKey();
   }
 });
 

@@ -40,7 +40,10 @@ export function runLengths(counts) {
 export class Mask {
   /** @param {Rle} rle */
   constructor(rle) {
-    [this.height, this.width] = rle.size;
+    /** @type {number} */
+    this.height = rle.size[0];
+    /** @type {number} */
+    this.width = rle.size[1];
     const runs = runLengths(rle.counts);
     /** Where each run ends, counted in pixels; pixels of odd runs are set. @type {Float64Array} */
     this.ends = new Float64Array(runs.length);
@@ -106,12 +109,14 @@ export class Mask {
 
   /** [left, top, right, bottom), or null if nothing is set. @returns {[number, number, number, number] | null} */
   box() {
-    let box = null;
+    let [left, above, right, below] = [-1, this.height, 0, 0];
     for (const [x, top, bottom] of this.pieces()) {
-      if (!box) box = /** @type {[number, number, number, number]} */ ([x, top, x + 1, bottom]);
-      else box = [box[0], Math.min(box[1], top), x + 1, Math.max(box[3], bottom)];
+      if (left < 0) left = x;
+      above = Math.min(above, top);
+      right = x + 1;
+      below = Math.max(below, bottom);
     }
-    return box;
+    return left < 0 ? null : [left, above, right, below];
   }
 
   /** Row by row, one byte a pixel, 0 or `value`. @returns {Uint8Array} */

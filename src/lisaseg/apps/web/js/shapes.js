@@ -23,6 +23,7 @@ export function outline(mask) {
     else next.set(from, [x1 * stride + y1]);
   };
   const border = (x, left, right) => walls(left, right, (a, b) => edge(x, b, x, a), (a, b) => edge(x, a, x, b));
+  /** @type {{x: number, pieces: [number, number][]}} */
   let last = { x: -2, pieces: [] };
   for (const column of columns(mask)) {
     const touching = column.x === last.x + 1;
@@ -132,6 +133,7 @@ export function deepest(mask, box) {
   const columns = Math.ceil((x1 - x0) / step) + 2;
   const rows = Math.ceil((y1 - y0) / step) + 2;
   const depth = new Float64Array(columns * rows); // a rim of zeros around
+  /** @returns {[number, number]} */
   const spot = (i, j) => [Math.min(x1 - 1, x0 + (i - 1) * step + (step >> 1)), Math.min(y1 - 1, y0 + (j - 1) * step + (step >> 1))];
   for (let j = 1; j < rows - 1; j++) for (let i = 1; i < columns - 1; i++) if (mask.has(...spot(i, j))) depth[j * columns + i] = Infinity;
   const relax = (at, offsets) => {

@@ -8,7 +8,7 @@
  * @property {import("./types.js").Picture | null} picture
  * @property {string | null} session id on the server
  * @property {Turn[]} turns
- * @property {{share: number} | null} upload under way, 0 to 1
+ * @property {{share: number, notice?: string} | null} upload under way, 0 to 1; notice: why it waits
  * @property {import("./errors.js").Problem | null} pictureProblem why the picture could not be sent
  * @property {Record<string, {name?: string, hidden?: boolean}>} touched what the reader did to layers, by id
  * @property {{opacity: number, fill: boolean, outline: boolean, onlyLast: boolean}} look
