@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tests.tiny_random import ABSENT, LONG, ONE, TWO, noise
+from tests.tiny_random import ABSENT, LONG, ONE, THREE, TWO, noise
 
 from lisaseg.apps.server import fetching
 from lisaseg.apps.server.catalogue import ApiError
@@ -373,6 +373,13 @@ def test_nobody_waits_any_more(engine: LisaEngine, tmp_path: Path) -> None:
     engine.answer(batch(tmp_path, LONG, live=True), say, cancelled)
     assert [m["event"] for m in said] == ["text"], "the rest was not generated"
     assert set(answers(engine, batch(tmp_path, LONG, ONE), {"j0"})) == {"j1"}
+
+
+def test_an_answer_that_repeats_itself_is_cut(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lisaseg.predictor.MAX_SEGMENTS", 2)
+    assert len(predictor.ask(noise(1), TWO).segments) == 2
+    cut = predictor.ask(noise(1), THREE)
+    assert cut.status == "truncated" and len(cut.segments) == cut.raw_text.count("[SEG]") == 2
 
 
 def test_features_are_bounded_by_bytes(predictor: Predictor, tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def serve(
         allow_hosts=tuple(name.lower() for name in allow_host or ()),
         url_hosts=tuple(allow_url_host or ()),
         limits=Limits.parse(pairs),
+        log_format=log_format,
         stub_seconds=stub_seconds,
     )
     logs.set_up(log_format)

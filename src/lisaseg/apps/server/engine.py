@@ -7,7 +7,6 @@ Whatever happens to one question, the others of its batch are answered: a batch 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import queue
 import signal
@@ -18,8 +17,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lisaseg.apps.server import logs
 from lisaseg.apps.server.catalogue import ApiError, from_lisaseg
-from lisaseg.apps.server.logs import where
 from lisaseg.errors import LisaSegError
 
 if TYPE_CHECKING:
@@ -55,6 +54,7 @@ def main(pipe: Connection, options: dict[str, Any]) -> None:
     """Run until the pipe ends. Options are fields of `Settings`, `limits` as a dict."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides when the engine ends
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logs.set_up(options["log_format"])
     line = _Line(pipe)
     begin = time.perf_counter()
     try:
@@ -252,4 +252,4 @@ def refuse(say: Say, message: dict[str, Any], error: ApiError) -> None:
 
 def _report(error: Exception) -> None:
     """Kind and place of a fault to stderr, without its words: they may hold what a user wrote."""
-    logging.getLogger("lisaseg.server").error("engine: %s at %s", type(error).__name__, where(error))
+    logs.log.error("engine: a question failed", extra={"exception": type(error).__name__, "where": logs.where(error)})

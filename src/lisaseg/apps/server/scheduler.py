@@ -145,10 +145,12 @@ class Scheduler:
     @property
     def state(self) -> str:
         """ready, loading, restarting, draining or failed."""
-        states = [lane.worker.state for lane in self.lanes]
         if self.draining:
             return "draining"
-        return "ready" if "ready" in states else states[0]
+        if any(lane.worker.answers for lane in self.lanes):
+            return "ready"
+        first = self.lanes[0].worker.state
+        return "restarting" if first == "ready" else first
 
     @property
     def depth(self) -> int:

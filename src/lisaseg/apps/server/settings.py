@@ -86,6 +86,7 @@ class Settings:
         allow_hosts: further names in `Host` (and pages in `Origin`) that are the server's own.
         url_hosts: hosts that pictures are fetched from; "*" = any public one; none = URLs are refused.
         state: folder for pictures and sessions.
+        log_format: "text" or "json".
     """
 
     state: Path
@@ -102,6 +103,7 @@ class Settings:
     allow_hosts: tuple[str, ...] = ()
     url_hosts: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    log_format: str = "text"
     stub_seconds: float = 0.05
 
     def __post_init__(self) -> None:
