@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 MAKEFLAGS += --no-print-directory
 
-.PHONY: setup demo check test test-serve test-long bench bench-serve docs clean
+.PHONY: setup demo check test test-serve test-web screenshots test-long bench bench-serve docs clean
 
 setup: $(STAMP)
 	@:
@@ -43,6 +43,17 @@ test: setup
 test-serve: setup
 	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
 	@$(BIN)/python -m pytest -q --no-header -m "serve and not long" tests/server
+
+# The page in a real browser (Debian: apt-get install chromium nodejs), with axe-core for accessibility.
+test-web: setup
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
+	@$(BIN)/python -m pytest -q --no-header -m web tests/web
+
+# The pictures of the page in docs/images, by the same test that looks at them.
+screenshots: setup
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	@LISASEG_SCREENSHOTS=1 $(BIN)/python -m pytest -q --no-header -m web tests/web/test_access.py -k screenshots
 
 test-long: setup
 	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null

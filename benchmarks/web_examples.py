@@ -1,6 +1,6 @@
 """Record the answers that the page shows on its example tiles: `python benchmarks/web_examples.py`.
 
-Asks lisa-tiny the questions below and writes answers and photos to `src/lisaseg/apps/web/examples`. Nothing is edited by hand, so the page never shows
+Asks lisa-tiny the questions below and writes answers and photos to `src/lisaseg/apps/web/examples`. Nothing is edited by hand: the page never shows
 an answer that the model did not give.
 """
 

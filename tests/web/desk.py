@@ -115,7 +115,8 @@ class Desk:
 
     def answers(self) -> list[str]:
         """The words of all answers, chips as "[mask 1]"."""
-        plain = "(all) => all.map((words) => [...words.childNodes].map((n) => n.className?.includes?.('chip') ? `[${n.lastChild.textContent}]` : n.textContent).join(''))"
+        plain = """(all) => all.map((words) => [...words.childNodes]
+            .map((node) => node.className?.includes?.("chip") ? `[${node.lastChild.textContent}]` : node.textContent).join(""))"""
         return list(self.page.locator(".words").evaluate_all(plain))
 
     def settle(self) -> None:

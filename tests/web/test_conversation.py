@@ -70,8 +70,8 @@ def test_modes(desk: Sit, tiny: Server, mode: str, tag: str) -> None:
     assert one.page.is_checked(f"input[name=mode][value={mode}]"), "the choice is kept"
 
 
-def test_retry_asks_the_last_question_again(desk: Sit, tiny: Server) -> None:
-    one = opened(desk, tiny)
+def test_retry_asks_the_last_question_again(desk: Sit, stub: Server) -> None:
+    one = opened(desk, stub)
     one.ask("the cup")
     one.page.fill(".layer .name", "my cup")
     first = one.page.locator(".turn .facts").inner_text()
@@ -79,7 +79,7 @@ def test_retry_asks_the_last_question_again(desk: Sit, tiny: Server) -> None:
     one.page.wait_for_selector(".reply[data-state=done] .facts")
     assert one.page.locator(".turn").count() == one.page.locator(".layer").count() == 1
     assert one.sent("POST", "/retry") == 1
-    assert len(tiny.http.get(f"/v1/sessions/{one.session()}").json()["turns"]) == 1
+    assert len(stub.http.get(f"/v1/sessions/{one.session()}").json()["turns"]) == 1
     assert one.page.input_value(".layer .name") == "", "the new mask has not the old one's name"
     assert first
 
@@ -105,15 +105,15 @@ def test_stop_ends_the_answer_and_leaves_the_conversation_as_it_was(start: Calla
     one.page.wait_for_selector(".turn:nth-child(2) .facts")
 
 
-def test_undo_gives_the_question_back(desk: Sit, tiny: Server) -> None:
-    one = opened(desk, tiny)
+def test_undo_gives_the_question_back(desk: Sit, stub: Server) -> None:
+    one = opened(desk, stub)
     one.ask("the cup")
     one.ask("the table")
     one.page.click("#undo")
     one.until("document.querySelectorAll('.turn').length === 1")
     assert one.page.input_value("#prompt") == "the table"
     assert one.page.locator(".layer").count() == 1
-    assert len(tiny.http.get(f"/v1/sessions/{one.session()}").json()["turns"]) == 1
+    assert len(stub.http.get(f"/v1/sessions/{one.session()}").json()["turns"]) == 1
     one.page.fill("#prompt", "")
     one.page.click("#undo")
     one.until("document.querySelectorAll('.turn').length === 0")
@@ -152,11 +152,11 @@ def test_a_reload_loses_nothing(desk: Sit, tiny: Server) -> None:
     assert len(tiny.http.get(f"/v1/sessions/{one.session()}").json()["turns"]) == 3
 
 
-def test_another_browser_finds_the_conversation_on_the_server(desk: Sit, tiny: Server) -> None:
+def test_another_browser_finds_the_conversation_on_the_server(desk: Sit, stub: Server) -> None:
     """With the address alone, nothing kept locally: picture, words and masks come from the server."""
-    one = opened(desk, tiny)
+    one = opened(desk, stub)
     one.ask("the cup")
-    two = desk(tiny, f"/#s={one.session()}")
+    two = desk(stub, f"/#s={one.session()}")
     two.page.wait_for_selector(".facts")
     assert two.answers() == one.answers()
     assert two.page.locator(".layer").count() == 1
@@ -217,14 +217,14 @@ def test_a_conversation_that_is_nowhere_is_said_to_be_gone(desk: Sit, stub: Serv
     assert one.page.is_visible("#welcome") and "#s=" not in one.page.url
 
 
-def test_recent_conversations_wait_on_the_first_page_until_deleted(desk: Sit, tiny: Server) -> None:
-    one = opened(desk, tiny)
+def test_recent_conversations_wait_on_the_first_page_until_deleted(desk: Sit, stub: Server) -> None:
+    one = opened(desk, stub)
     one.ask("the cup")
     old = one.session()
     one.page.click("#home")
     one.page.click(".recent")
     one.page.wait_for_selector(".facts")
-    assert one.session() == old and one.answers() == ["It is the cup [mask 1]."]
+    assert one.session() == old and one.answers() == ["Turn 1: the cup [mask 1]."]
     one.refusals = True
     one.page.click("#forget")
     one.page.click("#forget-dialog >> text=Keep it")
@@ -233,7 +233,7 @@ def test_recent_conversations_wait_on_the_first_page_until_deleted(desk: Sit, ti
     one.page.click("#forget-dialog .danger")
     one.page.wait_for_selector("#welcome:not([hidden])")
     assert one.page.is_hidden("#recent")
-    assert tiny.http.get(f"/v1/sessions/{old}").status_code in (404, 410)
+    assert stub.http.get(f"/v1/sessions/{old}").status_code in (404, 410)
 
 
 def test_a_full_queue_is_waited_for(start: Callable[..., Server], desk: Sit) -> None:

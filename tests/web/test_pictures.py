@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -143,9 +144,7 @@ def test_rotated_photos_stand_upright_and_their_masks_fit(desk: Sit, tiny: Serve
     one.ask("the cat")
     name, data = one.download(".layer .save")
     assert name == "the-cat.png"
-    from io import BytesIO
-
-    mask = np.asarray(Image.open(BytesIO(data)))
+    mask = np.asarray(Image.open(io.BytesIO(data)))
     assert mask.shape == (photo.height, photo.width) and set(np.unique(mask)) <= {0, 255}
     assert mask[photo.height // 2, photo.width // 3] == 255, "the cat sits left of the middle"
 
@@ -156,10 +155,8 @@ def test_pictures_that_the_browser_cannot_show_still_work(desk: Sit, tiny: Serve
     one.session()
     assert "cannot show" in one.text("#notes")
     one.ask("the cup")
-    name, data = one.download(".layer .save")
-    from io import BytesIO
-
-    assert Image.open(BytesIO(data)).size == (600, 400)
+    _, data = one.download(".layer .save")
+    assert Image.open(io.BytesIO(data)).size == (600, 400)
     assert one.page.locator(".layer").count() == 1
     assert len(np.unique(one.pixels()[..., :3].reshape(-1, 3), axis=0)) > 3
 

@@ -23,7 +23,7 @@ export async function showExamples(list, open) {
 /** @param {Example} example @param {(blob: Blob, name: string, turns: import("./types.js").Turn[]) => void} open */
 function tile(example, open) {
   const turns = example.turns.map((turn) => turnOf({ ...turn, recorded: true }));
-  const canvas = h("canvas", { width: 480, height: 320, role: "img", "aria-label": example.alt });
+  const canvas = h("canvas", { width: 480, height: 300, role: "img", "aria-label": example.alt });
   const blob = fetch(FOLDER + example.file).then((response) => response.blob());
   blob.then((data) => thumbnail(canvas, data, turns)).catch(console.info);
   const more = h("span.small", {}, turns.length > 1 ? `${turns.length} questions` : turns[0].mode === "explain" ? "with a reason" : turns[0].segments.length ? "" : "not there");
