@@ -57,7 +57,8 @@ class Client:
         key = key or os.environ.get("LISASEG_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.retries = retries
-        self._http = httpx2.Client(base_url=url.rstrip("/"), headers=headers, timeout=httpx2.Timeout(timeout, connect=10.0))
+        secure = url.startswith("https://")  # certificates are read only where they are needed: it takes a while
+        self._http = httpx2.Client(base_url=url.rstrip("/"), headers=headers, timeout=httpx2.Timeout(timeout, connect=10.0), verify=secure)
 
     @property
     def name(self) -> str:
