@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Mode = Literal["auto", "segment", "explain", "text"]
+from lisaseg.types import Mode, Status
+
 MaskFormat = Literal["rle", "png", "none"]
 ExportFormat = Literal["json", "coco", "masks", "overlay", "zip"]
-Status = Literal["masks", "no_target", "no_mask_requested", "truncated"]
 Id = Annotated[str, Field(max_length=80, pattern=r"^[A-Za-z0-9_-]+$")]
 MAX_HISTORY_CHARS = 8000
 MAX_HISTORY_SEGMENTS = 64
