@@ -62,6 +62,14 @@ def test_referring_sets_are_opened_by_name(root: Path, name: str, split: str | N
     assert data.name == name and data.split == (split or "val").partition("(")[0]
 
 
+def test_both_splits_of_refcocog_can_be_told_apart(tmp_path: Path) -> None:
+    recipe_root.refer_sets(tmp_path)
+    other = [recipe_root.reference(0, 1, 1, "val", "as Google split it")]
+    (tmp_path / "refer_seg/refcocog/refs(google).p").write_bytes(recipe_root.old_pickle(other))
+    texts = {split: open_data("refcocog", tmp_path, split).dataset[0].queries[0].text for split in ("val", "val(U)", "val(G)")}
+    assert texts == {"val": "cup", "val(U)": "cup", "val(G)": "as Google split it"}
+
+
 def test_grefcoco_unites_targets_and_judges_absent_ones(root: Path) -> None:
     everything = Scripted(lambda rgb, text, mode: answer_with(rgb.shape[:2], [] if "dog" in text else [np.ones(rgb.shape[:2], bool)]))
     dataset = open_data("grefcoco", root, "train").dataset
