@@ -2,10 +2,10 @@
 
     python benchmarks/train_step.py [--device cuda] [--out benchmarks/results/train_step.json]
 
-"naive" does what the released training code does: CLIP once a *question*, SAM one picture at a time, every layer's hidden states kept, seg head and output
-layer on every token, masks compared at the pictures' own size. "lisaseg" packs the questions of a picture behind one visual prefix and computes what is
-read. Both give the same loss (checked); "bounded" compares masks at 512 pixels, which is another loss. Each runs in a process of its own, so that the
-peak of its memory is its own.
+"naive" does what the released training code does: CLIP once a *question*, SAM one picture at a time, every layer's hidden states kept, seg head
+and output layer on every token, masks compared at the pictures' own size. "lisaseg" packs the questions of a picture behind one visual prefix and
+computes what is read. Both give the same loss (checked); "bounded" compares masks at 512 pixels, which is another loss. Each runs in a process of
+its own, so that the peak of its memory is its own.
 """
 
 from __future__ import annotations

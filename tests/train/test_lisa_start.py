@@ -16,7 +16,7 @@ import lisaseg
 from lisaseg.errors import ModelLoadError, TrainingError, UsageError
 from lisaseg.model.assemble import load_model
 from lisaseg.train.lisa_config import LisaRecipe
-from lisaseg.train.lisa_data import Collator, probe_batches
+from lisaseg.train.lisa_data import Collator, open_groups, probe_batches
 from lisaseg.train.lisa_model import Trainee, open_trainee
 from lisaseg.train.lisa_run import export_run, rebuild
 from lisaseg.train.recipe import checked, read_recipe
@@ -42,7 +42,7 @@ def read(path: Path, overrides: list[str]) -> LisaRecipe:
 
 def same_masks(trained: Trainee, loaded: Any, recipe: LisaRecipe) -> None:
     """States, masks and logits of tokens of both on the same pictures."""
-    micro = probe_batches(recipe, Collator(trained, recipe.data))[0]
+    micro = probe_batches(recipe, Collator(trained, recipe.data), open_groups(recipe.data))[0]
     with torch.no_grad():
         outs = []
         for model in (trained.model.eval(), loaded):

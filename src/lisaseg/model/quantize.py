@@ -40,7 +40,7 @@ def quantize_layers(language_model: Any, kind: str, dtype: torch.dtype) -> None:
 
     In 4 bits, maps to a width that is no multiple of 32 stay as they are: the product on CPUs cannot do them, and no real model has any.
     """
-    bnb = _bitsandbytes()
+    bnb = import_bitsandbytes()
     for parent in list(language_model.model.layers.modules()):
         for leaf, old in list(parent.named_children()):
             if type(old) is not nn.Linear or (kind == "4bit" and old.out_features % 32):
@@ -61,13 +61,13 @@ def is_quantized(parameter: object) -> bool:
 
 def quantized(module: Any, value: Tensor, device: torch.device) -> nn.Parameter:
     """The weight of one of `quantize_layers`' modules, made of `value` (out, in) and put on `device`."""
-    bnb = _bitsandbytes()
+    bnb = import_bitsandbytes()
     if isinstance(module, bnb.nn.Linear4bit):
         return bnb.nn.Params4bit(value, requires_grad=False, quant_type="nf4", module=module).to(device)  # type: ignore[no-any-return]
     return bnb.nn.Int8Params(value, requires_grad=False, has_fp16_weights=False).to(device)  # type: ignore[no-any-return]
 
 
-def _bitsandbytes() -> Any:
+def import_bitsandbytes() -> Any:
     """bitsandbytes, quiet, and without the native code that it would fetch from the hub when it is imported (if the package `kernels` is there)."""
     if "bitsandbytes" not in sys.modules:
         for name in _CHATTY:

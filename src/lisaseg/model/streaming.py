@@ -148,13 +148,13 @@ def load_weights(model: LisaModel, folder: Path, dtype: torch.dtype, placing: Pl
     """Fill an empty model from a published checkpoint, complete or not at all (ModelLoadError, see `fitting_tensors`)."""
     for _, names, tensor in fitting_tensors(model, folder):
         for name in names:
-            _place(model, name, tensor, kept_dtype(name, dtype), placing)
+            place_tensor(model, name, tensor, kept_dtype(name, dtype), placing)
 
 
 def load_tower(model: LisaModel, source: Path, dtype: torch.dtype, placing: Placing) -> None:
     """Fill the vision tower from its folder; strict like the rest."""
     for name, tensor in read_tower(source).state_dict().items():
-        _place(model, f"vlm.vision.{name}", tensor, dtype, placing)
+        place_tensor(model, f"vlm.vision.{name}", tensor, dtype, placing)
 
 
 def read_tower(source: Path) -> Any:
@@ -181,7 +181,7 @@ def read_tower(source: Path) -> Any:
     return tower
 
 
-def _place(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, placing: Placing) -> None:
+def place_tensor(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, placing: Placing) -> None:
     """Put a copy of a tensor where an empty parameter is; a copy, because the tensor may be a window into a file."""
     path, _, leaf = name.rpartition(".")
     module: Any = model.get_submodule(path)

@@ -64,15 +64,19 @@ class Opened(Indexed):
         return replace(sample, image=rgb)
 
 
-def build_mixture(data: DataSettings, seed: int, length: int, on_fault: Callable[[DataError], None] | None = None) -> Mixture:
-    """The sets of a recipe as one sequence of `length` tasks."""
+def open_groups(data: DataSettings) -> list[Group]:
+    """The sets of a recipe, opened; pictures of evaluation splits are left out."""
     hidden = evaluation_images(data.root) if data.root is not None else frozenset()
     groups = []
     for group, names in data.sets.items():
         split = {name: (data.splits[name],) if name in data.splits else () for name in names}
         if names:
             groups.append(Group(data.rates[group], {n: Opened(n, DATASETS.get(n)(data.root, *split[n], exclude=hidden)) for n in names}))
-    groups += [Group(one.rate, {name: Opened(name, NativeJsonl(one.path))}) for name, one in data.jsonl.items()]
+    return groups + [Group(one.rate, {name: Opened(name, NativeJsonl(one.path))}) for name, one in data.jsonl.items()]
+
+
+def mix(groups: list[Group], data: DataSettings, seed: int, length: int, on_fault: Callable[[DataError], None] | None = None) -> Mixture:
+    """The groups as one sequence of `length` tasks."""
     explanation = None if data.explanation < 0 else data.explanation
     talk = TALKS[data.templates]
     return Mixture(groups, seed=seed, length=length, questions=data.questions, explanation=explanation, on_fault=on_fault, talk=talk)
@@ -191,7 +195,8 @@ class Steps(torch.utils.data.Dataset):
         self.micros = optim.accumulation * world
         self._faults: list[str] = []
         on_fault = self._note if recipe.data.skip_faults else None
-        self.mixture = build_mixture(recipe.data, recipe.seed, optim.steps * self.micros * self.batch, on_fault)
+        self.groups = open_groups(recipe.data)
+        self.mixture = mix(self.groups, recipe.data, recipe.seed, optim.steps * self.micros * self.batch, on_fault)
 
     def _note(self, error: DataError) -> None:
         self._faults.append(error.message)
@@ -226,13 +231,13 @@ def _same(value: Any) -> Any:
     return value
 
 
-def probe_batches(recipe: LisaRecipe, collate: Collator) -> list[MicroBatch]:
-    """The fixed mini-set: pictures with masks, one a batch."""
-    probe, data = recipe.probe, recipe.data
+def probe_batches(recipe: LisaRecipe, collate: Collator, groups: list[Group]) -> list[MicroBatch]:
+    """The fixed mini-set: pictures with masks, one a batch; of `probe.jsonl`, or of the training data's `groups`."""
+    probe = recipe.probe
     if probe.jsonl is not None:
-        data = DataSettings(**data.model_dump(exclude={"root", "sets", "jsonl"}), jsonl={"probe": {"path": probe.jsonl}})  # type: ignore[dict-item]
-    data = data.model_copy(update={"explanation": -1.0})
-    mixture = build_mixture(data, recipe.seed + 1, 20 * probe.size, lambda error: None)
+        groups = [Group(1, {"probe": Opened("probe", NativeJsonl(probe.jsonl))})]
+    plain = recipe.data.model_copy(update={"explanation": -1.0})
+    mixture = mix(groups, plain, recipe.seed + 1, 20 * probe.size, lambda error: None)
     found: list[MicroBatch] = []
     seen: set[tuple[str, int]] = set()
     for index in range(len(mixture)):

@@ -5,9 +5,9 @@ What a checkpoint holds is never initialised anew: before the first step every t
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lisaseg.model.checkpoint import LANGUAGE, load_language_model, load_strict
 from lisaseg.model.config import LisaConfig
 from lisaseg.model.lisa import LisaModel
 from lisaseg.model.published import added_tokens, is_published
+from lisaseg.model.quantize import import_bitsandbytes
 from lisaseg.model.streaming import read_tensors, weight_files
 from lisaseg.tokenization import TextTokenizer, Tokenizer
 from lisaseg.train.lisa_config import LisaRecipe, ModelSettings
@@ -95,7 +96,7 @@ def open_trainee(recipe: LisaRecipe, device: torch.device) -> Trainee:
     if settings.parts is not None:
         from lisaseg.train.lisa_parts import open_parts
 
-        trainee = open_parts(settings.parts, dtype, device, settings.chat_template, settings.offline, recipe.seed)
+        trainee = open_parts(settings.parts, dtype, device, settings, recipe.seed)
     else:
         folder = model_folder(str(settings.start), settings.offline)
         trainee = _open_published(folder, settings, dtype, device) if is_published(folder) else _open_tiny(folder, settings, dtype)
@@ -113,7 +114,7 @@ def frozen_dtype(recipe: LisaRecipe) -> torch.dtype:
 
 
 def _open_published(folder: Path, settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> Trainee:
-    model, tokenizer = load_published(folder, dtype, device, settings.offline, settings.chat_template)
+    model, tokenizer = load_published(folder, dtype, device, settings.offline, settings.chat_template, settings.quantize)
     if settings.tokens == "all" and dtype != torch.float32:  # they learn, so they must not have been rounded on the way
         tables = {"model.embed_tokens.weight": model.vlm.language_model.get_input_embeddings()}
         tables["lm_head.weight"] = model.vlm.language_model.get_output_embeddings()
@@ -146,7 +147,8 @@ def _open_tiny(folder: Path, settings: ModelSettings, dtype: torch.dtype) -> Tra
     if adapters:
         _take_adapters(model, adapters, file, settings.lora.dropout)
     tokenizer = TextTokenizer(language_folder, model.vlm.seg_token_id, model.vlm.image_token_id)
-    template = get_template(settings.chat_template or config.chat_template)
+    config.chat_template = settings.chat_template or config.chat_template
+    template = get_template(config.chat_template)
     return Trainee(model, tokenizer, template, "tiny", folder, {})
 
 
@@ -170,7 +172,8 @@ def add_adapters(model: LisaModel, rank: int, alpha: int, dropout: float, patter
     Raises:
         UsageError: nothing matches.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it if it is there, and it talks about kernels that it lacks
+    if find_spec("bitsandbytes"):
+        import_bitsandbytes()  # peft would, less quietly
     from peft import LoraConfig, inject_adapter_in_model
 
     lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=pattern)
@@ -188,7 +191,7 @@ def _make_trainable(trainee: Trainee, settings: ModelSettings, dtype: torch.dtyp
     model.requires_grad_(False)
     has_adapters = any("lora_" in name for name, _ in language_model.named_parameters())
     if settings.quantize:
-        _quantize(language_model)
+        language_model.is_loaded_in_4bit = True  # peft chooses its adapter by it
     if settings.lora.rank and not has_adapters:
         targets = "|".join(re.escape(target) for target in settings.lora.targets)
         add_adapters(model, settings.lora.rank, settings.lora.alpha, settings.lora.dropout, rf"model\.layers\.\d+\.\w+\.({targets})")
@@ -232,20 +235,3 @@ def _open_rows(trainee: Trainee, settings: ModelSettings, dtype: torch.dtype) ->
     language_model.get_output_embeddings().requires_grad_(True)
     if dtype != torch.float32:  # the table is float32 while it learns; what leaves it is as small as everything behind it
         table.register_forward_hook(lambda module, args, out: out.to(dtype))
-
-
-def _quantize(language_model: Any) -> None:
-    """The linear maps of the language model's layers as NF4, in place; its tables and everything else stay as they are."""
-    try:
-        from bitsandbytes.nn.modules import Linear4bit, Params4bit
-    except ImportError:
-        raise UsageError('quantize = "4bit" needs bitsandbytes, not installed here.', next_step="Run `pip install 'lisaseg[quant]'`.") from None
-    for parent in [module for layer in language_model.model.layers for module in layer.modules()]:
-        for name, linear in list(parent.named_children()):
-            if type(linear) is nn.Linear:
-                weight = linear.weight
-                small = Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=weight.dtype, quant_type="nf4")
-                packed: Any = Params4bit(weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
-                small.weight = packed.to(weight.device)
-                setattr(parent, name, small)
-    language_model.is_loaded_in_4bit = True  # peft chooses its adapter by it

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lisaseg.chat import get_template
 from lisaseg.errors import ModelLoadError
 from lisaseg.model.assemble import model_folder
 from lisaseg.model.config import LisaConfig
-from lisaseg.model.lisa import LisaModel, build_seg_head
-from lisaseg.model.published import COMPUTED, published_key, read_json, tower_config, tower_source
-from lisaseg.model.streaming import empty_model, kept_dtype, load_tower, read_tensors, weight_files
+from lisaseg.model.devices import Placing
+from lisaseg.model.lisa import build_seg_head
+from lisaseg.model.memory import kept_dtype
+from lisaseg.model.published import COMPUTED, published_key, read_json, tower_config, tower_folder
+from lisaseg.model.quantize import check_quantize, quantize_layers
+from lisaseg.model.streaming import empty_model, load_tower, place_tensor, read_tensors, weight_files
 from lisaseg.tokenization import SentencePieceTokenizer
-from lisaseg.train.lisa_config import Parts
+from lisaseg.train.lisa_config import ModelSettings, Parts
 from lisaseg.train.lisa_model import Trainee
 from lisaseg.types import SEG_TEXT
 from lisaseg.vlms.llava import IMAGE_TOKEN_ID
@@ -31,44 +33,51 @@ _LLAMA = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attentio
           "max_position_embeddings", "hidden_act", "rope_theta", "rope_scaling", "bos_token_id", "eos_token_id")  # fmt: skip
 
 
-def open_parts(parts: Parts, dtype: torch.dtype, device: torch.device, chat_template: str | None, offline: bool, seed: int) -> Trainee:
+def open_parts(parts: Parts, dtype: torch.dtype, device: torch.device, settings: ModelSettings, seed: int) -> Trainee:
     """A LISA before its first step.
 
     Args:
         parts: where the parts are.
         dtype: of the language side. Rows of the vocabulary, seg head and SAM come in float32.
         device: where tensors are put as they are read.
-        chat_template: "llava_v1" if None, as for all published checkpoints.
-        offline: open no network connection.
+        settings: of the model; its chat template is "llava_v1" if None, as for all published checkpoints.
         seed: of what is new.
 
     Raises:
         ModelLoadError: a part is missing or incomplete; names each tensor and its file.
     """
-    folder = model_folder(parts.llava, offline) if not Path(parts.llava).is_dir() else Path(parts.llava)
+    folder = model_folder(parts.llava, settings.offline) if not Path(parts.llava).is_dir() else Path(parts.llava)
     added = new_vocabulary(folder)
     tokenizer = SentencePieceTokenizer(folder / "tokenizer.model", added, IMAGE_TOKEN_ID)
-    config, tower = parts_config(parts, folder, added, chat_template, offline)
-    model = empty_model(config)
+    config, tower = parts_config(parts, folder, added, settings.chat_template, settings.offline)
+    model, placing = empty_model(config), Placing(device, {})
+    check_quantize(settings.quantize)
+    if settings.quantize is not None:
+        quantize_layers(model.vlm.language_model, settings.quantize, dtype)
     torch.manual_seed(seed)
     model.seg_head = build_seg_head(model.vlm.hidden_size, config.seg_hidden, config.prompt_width).to(device)
     names = [name for name in model.state_dict(keep_vars=True) if not name.startswith(("vlm.vision.", "seg_head."))]
     wanted: dict[str, list[str]] = {}
     for name in names:
         wanted.setdefault(str(published_key(name)), []).append(name)
-    problems: list[str] = []
+    parameters, problems = dict(model.named_parameters(remove_duplicate=False)), list[str]()
     for key, file, tensor in _all_tensors(folder, parts.sam):
         if key not in wanted:
             problems.append(f"unexpected: {key} in {file.name}")
             continue
         for name in wanted.pop(key):
-            problem = _put(model, name, tensor, dtype, device)
-            problems += [f"wrong shape: {key} in {file.name} {problem}"] if problem else []
+            shape = model.get_parameter(name).shape if name in parameters else model.get_buffer(name).shape
+            if name in _TABLES:
+                tensor = _with_new_rows(tensor, shape)
+            if tensor.shape != shape:
+                problems.append(f"wrong shape: {key} in {file.name} is {tuple(tensor.shape)}, not {tuple(shape)}")
+                continue
+            place_tensor(model, name, tensor, torch.float32 if name in _TABLES else kept_dtype(name, dtype), placing)
     problems += [f"missing: {key}" for key in wanted]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise ModelLoadError(f"{folder} and {parts.sam} do not make a LISA ({shown}).", next_step="Fetch the named parts again.", code="tensors")
-    load_tower(model, tower, dtype, device, offline)
+    load_tower(model, tower, dtype, placing)
     return Trainee(model.to(device).eval(), tokenizer, get_template(config.chat_template), "llava", folder, added)
 
 
@@ -88,17 +97,17 @@ def new_vocabulary(folder: Path) -> dict[str, int]:
     return found
 
 
-def parts_config(parts: Parts, folder: Path, added: dict[str, int], chat_template: str | None, offline: bool) -> tuple[LisaConfig, str]:
-    """Config of the model to come, and where its vision tower is."""
+def parts_config(parts: Parts, folder: Path, added: dict[str, int], chat_template: str | None, offline: bool) -> tuple[LisaConfig, Path]:
+    """Config of the model to come, and the folder of its vision tower."""
     values = read_json(folder / "config.json")
-    source = parts.clip or tower_source(folder, values)
+    source = tower_folder(folder, values | ({"vision_tower": parts.clip} if parts.clip else {}), offline)
     sam = read_json(parts.sam_config) if parts.sam_config else {}
     width = int(sam.pop("prompt_embed_dim", 256))
     try:
         language = {"model_type": "llama"} | {k: values[k] for k in _LLAMA if values.get(k) is not None}
         vlm = {
             "family": "llava",
-            "vision": tower_config(source, offline),
+            "vision": tower_config(source),
             "seg_token_id": added[SEG_TEXT],
             "projector": values.get("mm_projector_type") or "linear",
             "select_layer": int(values.get("mm_vision_select_layer", -2)),
@@ -131,20 +140,9 @@ def _all_tensors(folder: Path, sam: Path) -> Iterator[tuple[str, Path, Tensor]]:
             yield SAM_PREFIX + key, sam, tensor
 
 
-def _put(model: LisaModel, name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> str:
-    """Put a tensor in its place; returns what is wrong, or "". Rows of the vocabulary that a part does not have are new."""
-    path, _, leaf = name.rpartition(".")
-    module: Any = model.get_submodule(path)
-    shape = module._parameters[leaf].shape if leaf in module._parameters else module._buffers[leaf].shape
-    table = name in _TABLES
-    if table and tensor.shape[1:] == shape[1:] and tensor.shape != shape:
-        new = torch.randn(max(0, shape[0] - len(tensor)), shape[1]) * NEW_STD
-        tensor = torch.cat([tensor[: shape[0]].float(), new])
-    if tensor.shape != shape:
-        return f"is {tuple(tensor.shape)}, not {tuple(shape)}"
-    value = tensor.to(device=device, dtype=torch.float32 if table else kept_dtype(name, dtype), copy=True)
-    if leaf in module._parameters:
-        module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
-    else:
-        module._buffers[leaf] = value
-    return ""
+def _with_new_rows(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """A table of the vocabulary with as many rows as are wanted: new ones behind those that it has, or cut (some are padded)."""
+    if tensor.shape[1:] != shape[1:] or tensor.shape == shape:
+        return tensor
+    new = torch.randn(max(0, shape[0] - len(tensor)), shape[1]) * NEW_STD
+    return torch.cat([tensor[: shape[0]].float(), new])

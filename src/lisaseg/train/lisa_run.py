@@ -104,7 +104,7 @@ def make_trainer(recipe: LisaRecipe, accelerator: Any, trainee: Trainee, step: A
         raise UsageError("Nothing of the model learns.", next_step="Give model.lora.rank, or switch seg_head or mask_decoder on.")
     collate = Collator(trainee, recipe.data)
     steps = Steps(recipe, collate, accelerator.process_index, accelerator.num_processes)
-    probe = Probe(probe_batches(recipe, collate)) if recipe.probe.every else None
+    probe = Probe(probe_batches(recipe, collate, steps.groups)) if recipe.probe.every else None
     return Trainer(recipe, accelerator, step, learned, steps, probe)
 
 
