@@ -207,6 +207,9 @@ def test_what_the_server_has_forgotten_is_given_back_without_a_word(desk: Sit, t
     one.page.reload()
     one.page.wait_for_selector(".turn:nth-child(2) .facts")
     assert one.answers() == words and one.page.locator(".layer").count() == 2, "also what the server knows as history only"
+    one.page.click("#home")
+    one.page.wait_for_selector(".recent")
+    assert one.page.locator(".recent").count() == 1, "still one conversation"
 
 
 def test_a_conversation_that_is_nowhere_is_said_to_be_gone(desk: Sit, stub: Server) -> None:

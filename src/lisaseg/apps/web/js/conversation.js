@@ -31,6 +31,8 @@ export class Conversation {
     this.asking = null;
     /** Resolves when the session exists. */
     this.ready = Promise.resolve();
+    /** The session under whose name the browser keeps this conversation; it changes when the server had forgotten it. @type {string | null} */
+    this.keptAs = null;
   }
 
   get state() {
@@ -47,6 +49,7 @@ export class Conversation {
   async open(blob, name, turns = []) {
     const picture = await openPicture(blob, name, this.state.limits);
     this.leave();
+    this.keptAs = null;
     this.store.set({ picture, turns });
     this.#start(true);
   }
@@ -79,6 +82,8 @@ export class Conversation {
       const wait = (notice) => this.store.set({ upload: { share: 0, notice } });
       const session = await this.#patiently(() => this.#sessionOnServer(signal), wait, signal);
       if (signal.aborted) throw new DOMException("stopped", "AbortError");
+      if (this.keptAs && !fresh) await local.forget(this.keptAs);
+      this.keptAs = session.id;
       this.store.set({ session: session.id });
       local.nameInAddress(session.id, fresh);
     } catch (error) {
@@ -179,8 +184,8 @@ export class Conversation {
   /** Delete the conversation here and on the server. */
   async forget() {
     const { session, picture } = this.state;
+    if (this.keptAs) await local.forget(this.keptAs);
     if (session) {
-      await local.forget(session);
       await this.api.call("DELETE", `/v1/sessions/${session}`).catch(quiet);
       if (picture?.id) await this.api.call("DELETE", `/v1/images/${picture.id}`).catch(quiet);
     }
@@ -219,6 +224,7 @@ export class Conversation {
   async #show(id, record, turns) {
     const picture = await openPicture(record.blob, record.name, null);
     this.leave();
+    this.keptAs = id;
     const { width, height, imageId } = record;
     this.store.set({ picture: { ...picture, width, height, id: imageId }, session: id, turns, touched: record.touched });
     this.ready = Promise.resolve();

@@ -113,6 +113,12 @@ closeable();
 
 // --- what the state says about the page ------------------------------------------------------------------------------------------------------------
 
+const KEEP_AFTER = 150; // ms; a name is typed letter by letter
+/** @type {number | undefined} */
+let keeping;
+/** What is still to be written down. @type {import("./state.js").State | null} */
+let unkept = null;
+
 store.subscribe((state, before) => {
   const open = Boolean(state.picture);
   $("welcome").hidden = open;
@@ -129,12 +135,22 @@ store.subscribe((state, before) => {
   if (!open && before.picture) home();
   const settled = state.turns.every((turn) => turn.state !== "waiting" && turn.state !== "streaming");
   const worth = state.turns !== before.turns || state.touched !== before.touched || state.session !== before.session;
-  if (settled && worth && state.session && state.picture) keep(state);
+  if (unkept && unkept.session !== state.session) keep();
+  if (settled && worth && state.session && state.picture) {
+    unkept = state;
+    clearTimeout(keeping);
+    keeping = setTimeout(keep, KEEP_AFTER);
+  }
 });
 
-/** @param {import("./state.js").State} state */
-async function keep({ session, picture, turns, touched }) {
-  if (!session || !picture) return;
+addEventListener("pagehide", keep);
+
+
+/** Write the conversation down in this browser. */
+async function keep() {
+  const { session, picture, turns, touched } = unkept ?? {};
+  unkept = null;
+  if (!session || !picture || !turns || !touched) return;
   const { name, blob, width, height, id } = picture;
   const kept = turns.filter((turn) => turn.answer);
   const records = kept.map(({ key, prompt, mode, answer, recorded }) => ({ key, prompt, mode, answer, recorded, raw_text: answer?.raw_text ?? "" }));
