@@ -52,7 +52,7 @@ def panels(row: Row, dataset: SegmentationDataset) -> Image.Image:
     said = [rle.decode(mask) for mask in row["masks"]]
     pred = np.logical_or.reduce(said, axis=0) if said else np.zeros(rgb.shape[:2], bool)
     left, right = (_panel(rgb, mask, hidden, colour) for mask, colour in ((true, TRUE), (pred, SAID)))
-    out = Image.new("RGB", (2 * left.width + GAP, left.height), _PAPER)
+    out = Image.new("RGB", (2 * left.width + GAP, left.height), _QUIET)
     out.paste(left, (0, 0))
     out.paste(right, (left.width + GAP, 0))
     return out
