@@ -58,7 +58,7 @@ export class Chat {
     const drawn = this.drawn.get(turn.key);
     if (drawn?.turn === turn && drawn.touched === state.touched && drawn.last === last) return;
     if (drawn && turn.state === "streaming" && drawn.turn.state === "streaming") {
-      drawn.element.querySelector(".words")?.replaceChildren(...answerNodes(turn, state));
+      drawn.element.querySelector(".words")?.replaceChildren(...answerNodes(turn, state), h("span.caret"));
       drawn.turn = turn;
       return;
     }
@@ -77,7 +77,7 @@ export class Chat {
     const reply = h("div.reply", { "data-state": turn.state });
     if (turn.state === "waiting") reply.append(h("p.words.dots", { "aria-label": "Waiting" }, h("i"), h("i"), h("i")), h("p.notice.small", {}, turn.notice));
     else if (turn.state === "failed") reply.append(this.problem(turn, last));
-    else reply.append(h("p.words", {}, ...answerNodes(turn, state), turn.state === "streaming" ? h("span.caret", {}) : null));
+    else reply.append(h("p.words", {}, ...answerNodes(turn, state), turn.state === "streaming" && h("span.caret")));
     if (turn.state === "stopped") reply.append(h("p.note", {}, icon("info"), h("span", {}, "Stopped. This question is not part of the conversation.")));
     if (turn.answer) reply.append(...this.remarks(turn, last, state), h("p.facts.small", {}, facts(turn)));
     if (turn.state !== "waiting" && turn.state !== "streaming") reply.append(this.tools(turn, last, state));

@@ -74,10 +74,14 @@ export function paintMasks(context, layers, look, { unit, lit = null, size, fade
   }
   context.restore();
   if (!numbers) return;
-  for (const layer of order) {
+  /** @type {[number, number][]} */
+  const taken = [];
+  for (const layer of order.reverse()) {
     if (lit && layer.id !== lit) continue;
-    const { spot } = shapeOf(layer.segment);
-    if (spot) badge(context, spot, layer.number, unit, fade(layer));
+    const spot = freeSpot(shapeOf(layer.segment), taken, 25 * unit);
+    if (!spot) continue;
+    taken.push(spot);
+    badge(context, spot, layer.number, unit, fade(layer));
   }
   context.globalAlpha = 1;
 }
@@ -103,7 +107,25 @@ function rim(context, path, colour, unit) {
   context.stroke(path);
 }
 
-function badge(context, { x, y }, number, unit, alpha) {
+/**
+ * Where the number of a mask does not lie on another one: its deepest point, or a place of the mask around it.
+ * @param {Shape} shape
+ * @param {[number, number][]} taken
+ * @param {number} distance that numbers keep
+ * @returns {[number, number] | null}
+ */
+function freeSpot({ mask, spot }, taken, distance) {
+  if (!spot) return null;
+  const free = ([x, y]) => taken.every(([a, b]) => Math.hypot(a - x, b - y) >= distance);
+  /** @type {[number, number][]} */
+  const places = [[spot.x, spot.y]];
+  for (let ring = 1; ring <= 3; ring++) {
+    for (let k = 0; k < 8; k++) places.push([spot.x + ring * distance * Math.cos((k * Math.PI) / 4), spot.y + ring * distance * Math.sin((k * Math.PI) / 4)]);
+  }
+  return places.find((place) => mask.has(...place) && free(place)) ?? places[0];
+}
+
+function badge(context, [x, y], number, unit, alpha) {
   const colour = colourOf(number);
   const disc = (radius, style) => {
     context.beginPath();
@@ -116,7 +138,7 @@ function badge(context, { x, y }, number, unit, alpha) {
   disc(12, "#fff");
   disc(10.2, css(colour));
   context.fillStyle = inkOn(colour);
-  context.font = `600 ${(number < 10 ? 13 : 11) * unit}px system-ui, sans-serif`;
+  context.font = `600 ${(number < 10 ? 13 : 11) * unit}px Inter, system-ui, sans-serif`;
   context.textAlign = "center";
   context.textBaseline = "middle";
   context.fillText(String(number), x + 0.5, y + 0.5 + 0.5 * unit);
