@@ -78,6 +78,7 @@ def test_parts_make_a_lisa_and_only_what_none_holds_is_new(tmp_path: Path, data:
     out = export_run(tmp_path / "run", tmp_path / "LISA", "last")
     assert lisaseg.load(out, dtype="float32", device="cpu", offline=True).model.config.chat_template == "llava_v1"
     same_masks(rebuild(tmp_path / "run", "last"), load_model(out, torch.float32, offline=True)[0], read(path, toml(parts, "model.parts")))
+    assert json.loads((out / "config.json").read_text())["trained_on"] == [{"name": data.parent.name, "split": "train"}]
 
 
 @pytest.mark.parametrize("lost", ["mask_decoder.iou_token.weight", "image_encoder.pos_embed"])
