@@ -1,4 +1,4 @@
-# setup - demo - check - test - test-long - bench - docs - clean. Each target works in a fresh clone: it makes .venv first.
+# setup - demo - check - test - test-serve - test-long - bench - docs - clean. Each target works in a fresh clone: it makes .venv first.
 #   make setup PYTHON=python3.12            another Python, 3.11 or newer
 #   make setup PIP_EXTRA_INDEX_URL=...      another place for wheels, for example CPU-only or CUDA builds of torch (any PIP_* variable is heard)
 
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 MAKEFLAGS += --no-print-directory
 
-.PHONY: setup demo check test test-long bench docs clean
+.PHONY: setup demo check test test-serve test-web screenshots test-long bench bench-serve docs clean
 
 setup: $(STAMP)
 	@:
@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lisaseg needs Python 3.11 or newer: make setup PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (1.5 GB, a minute or more)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[train,dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[train,serve,dev]"
 	@touch $@
 
 demo: setup
@@ -39,12 +39,33 @@ test: setup
 	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
 	@$(BIN)/python -m pytest -q --no-header
 
+# The service under load, faults and bad input: real servers in processes of their own.
+test-serve: setup
+	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
+	@$(BIN)/python -m pytest -q --no-header -m "serve and not long" tests/server
+
+# The page in a real browser (Debian: apt-get install chromium nodejs), with axe-core for accessibility.
+test-web: setup
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
+	@$(BIN)/python -m pytest -q --no-header -m web tests/web
+
+# The pictures of the page in docs/images, by the same test that looks at them.
+screenshots: setup
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	@LISASEG_SCREENSHOTS=1 $(BIN)/python -m pytest -q --no-header -m web tests/web/test_access.py -k screenshots
+
 test-long: setup
 	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
 	@$(BIN)/python -m pytest -q --no-header -m long
 
 bench: setup
 	@$(BIN)/lisaseg bench
+
+# Figures of the service: benchmarks/results/serve.json and docs/reliability.md.
+bench-serve: setup
+	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
+	@$(BIN)/python benchmarks/serve.py
 
 # The reference of the command line is written by the command line.
 docs: setup

@@ -26,7 +26,9 @@ import lisaseg
 from lisaseg.datasets.pool import Pool
 from lisaseg.drawing import draw_masks
 from lisaseg.errors import LisaSegError, UsageError
-from lisaseg.eval.run import Report, evaluate, folder_hash
+from lisaseg.eval.provenance import folder_hash
+from lisaseg.eval.run import evaluate
+from lisaseg.eval.summary import Report
 from lisaseg.formats import rle, write_aside
 from lisaseg.formats.jsonl import read_jsonl
 from lisaseg.imaging import open_image

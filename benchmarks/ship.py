@@ -13,7 +13,13 @@ from pathlib import Path
 from lisaseg.store import write_manifest
 from lisaseg.train.card import model_card
 
-TRAINED_ON = "COCO 2017 subset, Clothing Co-Parsing, Oxford-IIIT Pets, CamVid, portraits, cut-outs, WordNet; no reasoning queries"
+# What `lisaseg eval` compares its data with: name and split of every set whose pictures or texts were trained on. The card says the same in words.
+TRAINED_ON = [
+    {"name": "coco", "split": "train2017"},
+    *({"name": "pool", "split": f"{part}_train"} for part in ("coco", "ccp", "pets", "camvid", "humanseg")),
+    {"name": "cutouts", "split": "train"},
+    {"name": "wordnet", "split": "train"},
+]
 
 
 def main(run: Path, scores_file: Path) -> None:

@@ -21,7 +21,14 @@ HEAVY = ("torch", "transformers", "accelerate", "peft")  # what must not load be
 FORBIDDEN_IMPORTS = {"torchvision", "timm", "pickle"}
 # One file may: it derives an Unpickler that knows no class and no function, for the published annotations of the referring sets.
 RESTRICTED_UNPICKLER = "src/lisaseg/datasets/safe_pickle.py"
-BROUGHT_ALONG = {"certifi": "gguf", "click": "typer", "huggingface_hub": "transformers", "tokenizers": "transformers", "starlette": "fastapi"}
+BROUGHT_ALONG = {
+    "certifi": "gguf",
+    "click": "typer",
+    "huggingface_hub": "transformers",
+    "tokenizers": "transformers",
+    "starlette": "fastapi",
+    "yaml": "transformers",
+}
 
 
 def python_files(*folders: str) -> list[Path]:

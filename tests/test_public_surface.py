@@ -14,7 +14,7 @@ import pytest
 import lisaseg
 from lisaseg import errors
 
-SURFACE = {"load", "Predictor", "Chat", "Answer", "Segment", "Sample", "Turn", "Query", "LisaSegError", "__version__"}
+SURFACE = {"load", "Predictor", "Chat", "Client", "Answer", "Segment", "Sample", "Turn", "Query", "LisaSegError", "__version__"}
 LAZY = sorted(SURFACE - {"__version__"})
 ERRORS = [value for _, value in inspect.getmembers(errors, inspect.isclass)]
 

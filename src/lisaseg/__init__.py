@@ -12,18 +12,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lisaseg.client import Client
     from lisaseg.errors import LisaSegError
     from lisaseg.predictor import Chat, Predictor, load
     from lisaseg.types import Answer, Query, Sample, Segment, Turn
 
 __version__ = "0.1.0"
 
-__all__ = ["load", "Predictor", "Chat", "Answer", "Segment", "Sample", "Turn", "Query", "LisaSegError", "__version__"]
+__all__ = ["load", "Predictor", "Chat", "Client", "Answer", "Segment", "Sample", "Turn", "Query", "LisaSegError", "__version__"]
 
 _HOMES = {
     "load": "lisaseg.predictor",
     "Predictor": "lisaseg.predictor",
     "Chat": "lisaseg.predictor",
+    "Client": "lisaseg.client",
     "Answer": "lisaseg.types",
     "Segment": "lisaseg.types",
     "Sample": "lisaseg.types",

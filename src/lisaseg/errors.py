@@ -10,7 +10,8 @@ may search for it. `exit_code` is what the command line returns.
     |  |- DataError                   a data set or annotation file: names file, line and field
     |  `- UsageError                  options that do not fit together, unknown names
     |- ModelLoadError        exit 3   the model could not be found, fetched or loaded completely
-    `- TrainingError         exit 2   a run cannot start or go on
+    |- TrainingError         exit 2   a run cannot start or go on
+    `- ServiceError          exit 3   a server (`lisaseg.Client`) cannot be reached, refuses or fails
 """
 
 from __future__ import annotations
@@ -87,3 +88,10 @@ class TrainingError(LisaSegError):
     """A training run cannot start or go on."""
 
     code = "training"
+
+
+class ServiceError(LisaSegError):
+    """A lisaseg server cannot be reached, refuses or fails; codes as in its error catalogue, or `unreachable`, `unexpected_response`."""
+
+    code = "unreachable"
+    exit_code = 3

@@ -7,7 +7,6 @@ A picture is opened and encoded once and kept (a few of them, by content), so a 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +22,14 @@ from lisaseg.errors import InstructionError, UsageError
 from lisaseg.imaging import ImageSource, Picture, Placement, open_image
 from lisaseg.model.lisa import LisaModel
 from lisaseg.model.memory import Setting, within_memory
+from lisaseg.model.remembering import PictureMemory
 from lisaseg.tokenization import Tokenizer, clean_instruction
-from lisaseg.types import MODES, PLUS_MODES, Answer, Mode, Segment, Status, Turn
-from lisaseg.vlms.base import Generation, ImageContext
+from lisaseg.types import MODES, PLUS_MODES, SEG_TEXT, Answer, Mode, Segment, Status, Turn
+from lisaseg.vlms.base import Generation, ImageContext, left_pad
 
 DEFAULT_NEW_TOKENS = 64
 REMEMBERED_PICTURES = 8
+MAX_SEGMENTS = 16  # masks of one answer: a model that repeats [SEG] must not fill the memory
 NAME_TEMPERATURE = 3.0
 
 
@@ -100,7 +101,8 @@ class Predictor:
         self.setting = setting or Setting(model.dtype)
         self.template = get_template(model.config.chat_template)
         self.stop_id = tokenizer.special(self.template.end)
-        self._remembered: OrderedDict[str, Encoded] = OrderedDict()
+        self.remembered_bytes: int | None = None  # the service bounds what is kept by size instead of by number
+        self._remembered = PictureMemory()
 
     @property
     def counters(self) -> dict[str, int]:
@@ -143,6 +145,30 @@ class Predictor:
         jobs = [self._job(open_image(image), Conversation(), text, mode, max_new_tokens) for image, text in pairs]
         return [answer for _, answer in self._answer(jobs, max_new_tokens)]
 
+    def ask_forced(self, triples: Sequence[tuple[ImageSource, str, int]]) -> list[Answer]:
+        """Put the checkpoint's evaluation answer ("It is [SEG].") into the model's mouth and draw its masks: the protocol of the published numbers.
+
+        Nothing is generated, so this shows how well the model draws what it is told to answer, not whether it would have answered with a mask.
+
+        Args:
+            triples: (image, instruction, number of masks, 1 or more).
+
+        Raises:
+            ImageError, InstructionError: the input cannot be used.
+        """
+        if not triples:
+            return []
+        begin = time.perf_counter()
+        jobs = [self._job(open_image(image), Conversation(), text, "auto", 1) for image, text, _ in triples]
+        for job, encoded in zip(jobs, self.encode([job.picture for job in jobs]), strict=True):
+            job.encoded, job.mode = encoded, "segment"  # a mask is certain: no refusal by its score
+        start = time.perf_counter()
+        with torch.inference_mode():
+            rows = self._force(jobs, [n for _, _, n in triples])
+            masks = [self._masks(job.encoded, row) for job, row in zip(jobs, rows, strict=True)]
+        times = {"encode": 1e3 * (start - begin), "generate": 0.0, "mask": 1e3 * (time.perf_counter() - start)}
+        return [self._build(job, row, *m, times)[1] for job, row, m in zip(jobs, rows, masks, strict=True)]
+
     def chat(self, image: ImageSource) -> Chat:
         """Start a conversation about a picture; it is opened now and encoded at the first question."""
         return Chat(self, open_image(image))
@@ -161,8 +187,7 @@ class Predictor:
         for digest, entry in found.items():
             self._remembered[digest] = entry
             self._remembered.move_to_end(digest)
-        while len(self._remembered) > REMEMBERED_PICTURES:
-            self._remembered.popitem(last=False)
+        self._remembered.fit(REMEMBERED_PICTURES, self.remembered_bytes)
         return [found[p.digest] for p in pictures]
 
     def _job(self, picture: Picture, conversation: Conversation, text: str, mode: Mode, max_new_tokens: int) -> _Job:
@@ -183,7 +208,9 @@ class Predictor:
         return _Job(picture, longer, mode, ids, instruction)
 
     @within_memory
-    def _answer(self, jobs: Sequence[_Job], max_new_tokens: int, on_text: Callable[[str], None] | None = None) -> list[tuple[Conversation, Answer]]:
+    def _answer(
+        self, jobs: Sequence[_Job], max_new_tokens: int, on_text: Callable[[int, str], None] | None = None
+    ) -> list[tuple[Conversation, Answer]]:
         """Generate, decode masks, build answers: the whole line for several questions at once. All jobs have one mode."""
         begin = time.perf_counter()
         for job, encoded in zip(jobs, self.encode([job.picture for job in jobs]), strict=True):
@@ -193,11 +220,14 @@ class Predictor:
             rows = self._generate(jobs, max_new_tokens, on_text)
             forced = [k for k, row in enumerate(rows) if jobs[k].mode in prompts.MASK_MODES and not row.states and not self._refuses(row)]
             if forced:  # a mask was asked for and neither given nor refused: open the answer for the model
-                for k, row in zip(forced, self._generate([jobs[k] for k in forced], max_new_tokens, on_text, prompts.FORCED_OPENING), strict=True):
+                tell = None if on_text is None else lambda row, text: on_text(forced[row], text)
+                for k, row in zip(forced, self._generate([jobs[k] for k in forced], max_new_tokens, tell, prompts.FORCED_OPENING), strict=True):
                     rows[k] = row
+            rows = [self._cut(row) for row in rows]
             generated = time.perf_counter()
             rows = [self._reconsider(job, row) for job, row in zip(jobs, rows, strict=True)]
             masks = [self._masks(job.encoded, row) for job, row in zip(jobs, rows, strict=True)]
+        self._remembered.fit(REMEMBERED_PICTURES, self.remembered_bytes)  # mask features came on top
         done = time.perf_counter()
         times = {"encode": 1e3 * (start - begin), "generate": 1e3 * (generated - start), "mask": 1e3 * (done - generated)}
         return [self._build(job, row, *m, times) for job, row, m in zip(jobs, rows, masks, strict=True)]
@@ -230,7 +260,7 @@ class Predictor:
         self,
         jobs: Sequence[_Job],
         max_new_tokens: int,
-        on_text: Callable[[str], None] | None = None,
+        on_text: Callable[[int, str], None] | None = None,
         opening: str = "",
     ) -> list[Generation]:
         """Generate answers; `opening` is put in the model's mouth and a `[SEG]` behind it."""
@@ -238,12 +268,12 @@ class Predictor:
         head = tokenizer.encode([("answer", opening)], 0).ids if opening else []
         prompt = [torch.tensor(job.ids + head, device=device) for job in jobs]
         context = ImageContext.join([job.encoded.context for job in jobs])
-        sofar: list[int] = list(head)
+        sofar = [list(head) for _ in jobs]
 
         def on_token(row: int, token: int) -> None:
-            if on_text is not None and row == 0 and token != self.stop_id:
-                sofar.append(token)
-                on_text(tokenizer.decode(sofar))
+            if on_text is not None and token != self.stop_id:
+                sofar[row].append(token)
+                on_text(row, tokenizer.decode(sofar[row]))
 
         text_only = jobs[0].mode == "text"
         bias = {} if text_only else {tokenizer.plain(prompts.NO_TARGET)[0]: float(self.model.config.refusal_bias)}
@@ -262,6 +292,33 @@ class Predictor:
         for row in rows:
             row.ids[:0] = head
         return rows
+
+    def _force(self, jobs: Sequence[_Job], wanted: Sequence[int]) -> list[Generation]:
+        """What `_generate` would give if the model had answered with so many masks, from one pass over prompt and answer."""
+        ids, embeds = [], []
+        for job, n in zip(jobs, wanted, strict=True):
+            answer = self.model.config.evaluation_answer.replace(SEG_TEXT, ", ".join([SEG_TEXT] * n))
+            turn = Turn(job.conversation.turns[-1].instruction, answer, (np.zeros((1, 1), np.uint8),) * n)
+            ids.append(self.tokenizer.encode(render(job.conversation.answer(turn), self.template), self.model.vlm.n_image_tokens).ids)
+            row = torch.tensor(ids[-1], device=self.model.device)
+            embeds.append(self.model.vlm.embed(row[None], job.encoded.context.tokens, row.new_zeros(1))[0])
+        feed, mask = left_pad(embeds)
+        hidden = self.model.vlm.hidden_states(feed, mask, (mask.cumsum(1) - 1).clamp(min=0))
+        shift = 1 if self.model.config.seg_state == "emit" else 0
+        rows = []
+        for job, row_ids, states in zip(jobs, ids, hidden, strict=True):
+            places = [
+                k - shift - len(row_ids) for k, token in enumerate(row_ids) if token == self.tokenizer.seg_id
+            ]  # from the end: padding is in front
+            rows.append(Generation(row_ids[len(job.ids) :], [states[k] for k in places], True))
+        return rows
+
+    def _cut(self, row: Generation) -> Generation:
+        """An answer with too many `[SEG]` ends in front of the first that is too many."""
+        if len(row.states) <= MAX_SEGMENTS:
+            return row
+        places = [k for k, token in enumerate(row.ids) if token == self.tokenizer.seg_id]
+        return Generation(row.ids[: places[MAX_SEGMENTS]], row.states[:MAX_SEGMENTS], False)
 
     def _refuses(self, row: Generation) -> bool:
         return self.tokenizer.decode(row.ids).startswith(prompts.NO_TARGET_PREFIX)
@@ -331,7 +388,8 @@ class Chat:
     ) -> Answer:
         """Ask the next question; the model reads all earlier turns. If it fails, the chat is as it was."""
         job = self.predictor._job(self.picture, self.conversation, text, mode, max_new_tokens)
-        self.conversation, answer = self.predictor._answer([job], max_new_tokens, on_text)[0]
+        tell = None if on_text is None else lambda _, text: on_text(text)
+        self.conversation, answer = self.predictor._answer([job], max_new_tokens, tell)[0]
         self.turns.append(answer)
         return answer
 

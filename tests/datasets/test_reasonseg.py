@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file
 
-from lisaseg.datasets.raster import fill_polygon
-from lisaseg.datasets.reasonseg import ReasonSeg, shapes_to_mask
+from lisaseg.datasets.reasonseg import ReasonSeg
 from lisaseg.errors import DataError
+from lisaseg.formats.raster import fill_polygon
+from lisaseg.formats.reasonseg import shapes_to_mask
 
 GOLDEN = Path(__file__).parents[1] / "golden/extras/reasonseg"
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import load_file
 from tests.datasets.recipe_root import old_pickle, refer_sets
 
-from lisaseg.datasets.coco import segmentation_to_mask
 from lisaseg.datasets.refer import GRefCoco, RefCoco, evaluation_images, in_split
 from lisaseg.datasets.safe_pickle import load_data_pickle
 from lisaseg.errors import DataError
+from lisaseg.formats.coco import segmentation_to_mask
 
 TESTS = Path(__file__).parents[1]
 GOLDEN = TESTS / "golden/extras"

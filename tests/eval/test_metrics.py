@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file
 
-from lisaseg.errors import DataError
-from lisaseg.eval.metrics import MaskMetrics, count_pixels
+from lisaseg.errors import DataError, UsageError
+from lisaseg.eval.metrics import EMPTY_RULES, MaskMetrics, boundary, count_pixels
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "extras"
 SHAPE = (3, 4)
@@ -100,7 +100,7 @@ def test_nothing_to_measure_is_none() -> None:
 def test_merge_is_a_single_pass(pairs: list[tuple[np.ndarray, np.ndarray, str]], cut: int) -> None:
     whole, parts = measured(pairs), (measured(pairs[:cut]), measured(pairs[cut:]))
     for joined in (parts[0].merge(parts[1]), parts[1].merge(parts[0])):
-        assert joined.compute() == whole.compute()
+        assert all(joined.compute(rule) == whole.compute(rule) for rule in EMPTY_RULES)
         assert joined.interval(resamples=20) == whole.interval(resamples=20)
         assert {k: v.compute() for k, v in joined.groups("kind").items()} == {k: v.compute() for k, v in whole.groups("kind").items()}
     assert len(parts[0]) == len(pairs[:cut])  # merging leaves the shards as they are
@@ -124,7 +124,7 @@ def test_order_does_not_matter(pairs: list[tuple[np.ndarray, np.ndarray, str]], 
 def test_bounds(pairs: list[tuple[np.ndarray, np.ndarray, str]]) -> None:
     metrics = measured(pairs)
     scores = metrics.compute()
-    for value in (scores.giou, scores.ciou, scores.n_acc, scores.t_acc, *scores.precision.values()):
+    for value in (scores.giou, scores.ciou, scores.boundary_iou, scores.n_acc, scores.t_acc, *scores.precision.values()):
         assert value is None or 0 <= value <= 1
     steps = [scores.precision[f"0.{t}"] or 0 for t in range(5, 10)]
     assert steps == sorted(steps, reverse=True)
@@ -175,3 +175,68 @@ def test_the_interval_is_seeded_and_narrows_with_more_masks(rng: np.random.Gener
 def test_wrong_arrays_are_refused(pred: np.ndarray, target: np.ndarray) -> None:
     with pytest.raises(DataError):
         MaskMetrics().update(pred, target)
+
+
+def test_every_rule_for_empty_targets_by_hand() -> None:
+    metrics = MaskMetrics()
+    for pred, target in [("xx..", "xx.."), ("....", "...."), ("x...", "....")]:  # right; nothing there, nothing said; nothing there, something said
+        metrics.update(mask(pred) > 0, mask(target))
+    found = {rule: metrics.compute(rule) for rule in EMPTY_RULES}
+    assert {rule: scores.giou for rule, scores in found.items()} == {"lisa": 2 / 3, "gres": 2 / 3, "zero": 1 / 3, "skip": 1}
+    assert {rule: scores.ciou for rule, scores in found.items()} == {"lisa": 2 / 3, "gres": 2 / 3, "zero": 2 / 3, "skip": 1}
+    assert {rule: scores.precision["0.5"] for rule, scores in found.items()} == {"lisa": 2 / 3, "gres": 1, "zero": 1 / 3, "skip": 1}
+    assert {(scores.n_acc, scores.t_acc) for scores in found.values()} == {(0.5, 1)}
+    assert {rule: scores.n for rule, scores in found.items()} == {"lisa": 3, "gres": 3, "zero": 3, "skip": 1}
+    with pytest.raises(UsageError, match="lisa, gres"):
+        metrics.compute("mine")
+
+
+def by_definition(shape: np.ndarray, ignore: np.ndarray) -> np.ndarray:
+    """The boundary band, pixel by pixel."""
+    d = max(1, round(0.02 * float(np.hypot(*shape.shape))))
+    solid, band = np.pad(shape | ignore, d), np.zeros_like(shape)
+    for y, x in np.argwhere(shape & ~ignore):
+        band[y, x] = not solid[y : y + 2 * d + 1, x : x + 2 * d + 1].all()
+    return band
+
+
+BIG = (50, 90)  # here the band is two pixels wide
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.02, 0.98), st.booleans())
+def test_the_boundary_is_what_its_definition_says(seed: int, share: float, hide: bool) -> None:
+    rng = np.random.default_rng(seed)
+    shape = np.kron(rng.random((5, 9)) < share, np.ones((10, 10))) > 0
+    ignore = (np.kron(rng.random((5, 9)) < 0.2, np.ones((10, 10))) > 0) if hide else np.zeros(BIG, bool)
+    assert np.array_equal(boundary(shape, ignore), by_definition(shape, ignore))
+    assert np.array_equal(boundary(shape), by_definition(shape, np.zeros(BIG, bool)))
+
+
+def test_boundary_iou_sees_what_iou_does_not() -> None:
+    true = np.zeros((200, 200), np.uint8)
+    true[20:180, 20:180] = 1
+    frayed = true > 0
+    frayed[20:26, 20:180:2] = False  # a comb along one side
+    count = count_pixels(frayed, true)
+    assert count.iou > 0.97 and count.boundary_iou < 0.8
+    assert count_pixels(true > 0, true).boundary_iou == 1
+
+
+@given(PRED, PRED, TRUE)
+def test_the_boundary_too_is_blind_to_ignored_pixels(pred: np.ndarray, other: np.ndarray, target: np.ndarray) -> None:
+    count, changed = count_pixels(pred, target), count_pixels(np.where(target == 255, other, pred), target)
+    assert (count.edge_intersection, count.edge_union) == (changed.edge_intersection, changed.edge_union)
+
+
+def test_masks_of_one_picture_are_drawn_together() -> None:
+    """Ten questions about one picture are one piece of evidence: the interval is that of the pictures, not of the questions."""
+    one, many = MaskMetrics(), MaskMetrics()
+    for k in range(8):
+        pred, target = mask("xx" if k % 2 else "x."), mask("xx")
+        one.update(pred > 0, target, picture=k)
+        for _ in range(10):
+            many.update(pred > 0, target, picture=k)
+    assert one.interval(by="picture") == many.interval(by="picture") == one.interval()
+    low, high = many.interval()
+    wide = many.interval(by="picture")
+    assert high - low < (wide[1] - wide[0]) / 2

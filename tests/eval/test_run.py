@@ -13,7 +13,9 @@ from tests import tiny_random
 from tests.eval.scripted import Scripted, answer_with
 
 from lisaseg.errors import DataError, LisaSegError, UsageError
-from lisaseg.eval.run import evaluate, folder_hash, names_target, plain_name
+from lisaseg.eval.provenance import folder_hash
+from lisaseg.eval.run import evaluate
+from lisaseg.eval.summary import names_target, plain_name
 from lisaseg.types import Answer, Query, Sample
 
 H, W = 6, 8
@@ -47,9 +49,10 @@ def test_scores_by_hand() -> None:
     assert [row["iou"] for row in report["per_sample"]] == [1, 0.5, 0]
     assert (report["n"], report["giou"], report["ciou"], report["n_acc"], report["t_acc"]) == (3, 0.5, 0.5, 0, 1)
     assert (report["right_name"], report["n_named"], report["refused_absent"], report["refused_present"]) == (0.5, 2, 0, 0)
-    assert report["by"]["kind"] == {"absent": {"n": 1, "giou": 0, "ciou": 0}, "category": {"n": 1, "giou": 0.5, "ciou": 0.5},
-                                    "function": {"n": 1, "giou": 1, "ciou": 1}}  # fmt: skip
-    assert report["by"]["is_sentence"]["true"] == {"n": 1, "giou": 0.5, "ciou": 0.5}
+    by = {tag: {key: (v["n"], v["giou"], v["ciou"]) for key, v in groups.items()} for tag, groups in report["by"].items()}
+    assert by["kind"] == {"absent": (1, 0, 0), "category": (1, 0.5, 0.5), "function": (1, 1, 1)}
+    assert by["is_sentence"]["true"] == (1, 0.5, 0.5)
+    assert by["size"] == {"large": (2, 0.75, 0.666667)}
     assert report["giou_ci95"][0] <= report["giou"] <= report["giou_ci95"][1]
     assert report["prec_at"] == {"0.5": 0.666667, "0.6": 0.333333, "0.7": 0.333333, "0.8": 0.333333, "0.9": 0.333333}
 
@@ -88,6 +91,9 @@ def test_questions_follow_the_template() -> None:
         predictor = always(LEFT)
         evaluate(predictor, [sample("a", *queries)], template=template)
         asked[template] = [text for _, text in predictor.calls[0]]
+    referring = always(LEFT)
+    evaluate(referring, [sample("a", Query("The Left Mug", (box(0, 1),), kind="referring"))])
+    assert referring.calls[0][0][1] == "What is the left mug in this image? Please output segmentation mask."  # as the reference lowercases them
     assert asked["plain"] == ["the mug", "What holds tea?"]
     assert asked["evaluation"] == [
         "What is the mug in this image? Please output segmentation mask.",
@@ -147,7 +153,7 @@ def test_a_wrong_size_names_the_sample() -> None:
         evaluate(always(LEFT), [sample("fine", DOG), sample("tall", Query("x", (np.zeros((H + 1, W), np.uint8),)))])
 
 
-@pytest.mark.parametrize("wrong", [{"template": "poem"}, {"batch_size": 0}])
+@pytest.mark.parametrize("wrong", [{"template": "poem"}, {"batch_size": 0}, {"mode": "forced"}, {"ask_mode": "loud"}, {"empty": "maybe"}])
 def test_wrong_options_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         evaluate(always(LEFT), [sample("a", DOG)], **wrong)
@@ -163,6 +169,7 @@ def test_the_model_hash_follows_names_and_bytes(tmp_path: Path) -> None:
         for file, text in files.items():
             (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name / file).write_text(text)
+        (tmp_path / name / "MODEL_CARD.md").write_text(name)  # written after the evaluation: must not count
         return folder_hash(tmp_path / name)
 
     assert folder("a", x="1", y="2") == folder("b", y="2", x="1")
@@ -178,8 +185,30 @@ def test_a_real_model_is_evaluated_and_looks_at_each_picture_once(tmp_path: Path
     true = tuple(np.ones(shape, np.uint8) for _ in range(1))
     samples = [Sample(f"s{k}", tiny_random.noise(k), tuple(Query(f"thing {j}", true) for j in range(3))) for k in range(2)]
     answers: list[Answer] = []
-    report = evaluate(predictor, samples, mode="segment", batch_size=2, on_answer=lambda s, q, a, iou: answers.append(a))
+    report = evaluate(predictor, samples, ask_mode="segment", batch_size=2, on_answer=lambda s, q, a, iou: answers.append(a))
     assert report["n"] == len(answers) == 6 and predictor.counters["image_encodings"] == 2
     by_hand = [answer.masks.any(0).mean() if len(answer.masks) else 0 for answer in answers]  # the target is the whole picture
     assert [row["iou"] for row in report["per_sample"]] == pytest.approx(by_hand, abs=1e-6)
     assert report["status"].get("masks", 0) + report["status"].get("truncated", 0) == 6 and report["giou"] > 0
+
+
+def test_teacher_forcing_needs_an_asker_that_can_be_forced() -> None:
+    with pytest.raises(UsageError, match="generated"):
+        evaluate(always(LEFT), [sample("a", DOG)], mode="teacher_forced")
+
+
+def test_several_targets_give_average_precision_and_one_target_does_not() -> None:
+    both = Query("both", (box(0, 4), box(4, 8)))
+    found = evaluate(always(LEFT, box(4, 8) > 0), [sample("a", both), sample("b", DOG)])["instances"]
+    assert found == {"ap": 1, "ap50": 1, "ap75": 1}
+    assert evaluate(always(LEFT), [sample("a", both)])["instances"]["ap50"] == pytest.approx(51 / 101, abs=1e-6)  # one of two found: recall 0.5
+    assert evaluate(always(), [sample("a", both)])["instances"]["ap"] == 0
+    assert evaluate(always(LEFT), [sample("b", DOG)])["instances"] is None
+
+
+def test_rules_for_empty_targets_are_named_and_shown_side_by_side() -> None:
+    report = evaluate(always(LEFT), [sample("a", DOG, NOTHING)])
+    assert report["empty_target"] == "lisa" and report["giou"] == 0.5
+    assert {rule: scores["giou"] for rule, scores in report["by_empty_rule"].items()} == {"lisa": 0.5, "gres": 0.5, "zero": 0.5, "skip": 1}
+    silent = evaluate(always(), [sample("a", DOG, NOTHING)], empty="zero")
+    assert (silent["giou"], silent["by_empty_rule"]["lisa"]["giou"], silent["n_acc"]) == (0, 0.5, 1)

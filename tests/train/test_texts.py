@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -237,3 +238,54 @@ def test_chosen_targets_are_different_and_not_too_many(one: View, seed: int, n: 
     assume(one.info.names)
     chosen = choose_targets(one, n, rng(seed))
     assert len(set(chosen)) == len(chosen) == min(n, len(one.info.names)) and max(chosen) < len(one.info.names)
+
+
+# implicit queries and attributes
+
+
+def test_an_implicit_query_does_not_name_what_it_means(small_book: NounBook) -> None:
+    told: set[str] = set()
+    for name, queries in small_book.implicit.items():
+        for text, _ in queries:
+            assert text == text.strip() and text not in told, text
+            assert not re.search(rf"\b{re.escape(name.lower())}s?\b", text.lower()), (name, text)
+            told.add(text)
+    assert len(told) > 9000 and set(small_book.categories) <= {name for name, queries in small_book.implicit.items() if len(queries) >= 30}
+
+
+def test_what_has_an_attribute_is_not_said_to_lack_it(small_book: NounBook) -> None:
+    assert len({a.id for a in small_book.attributes}) == len(small_book.attributes) >= 100
+    for attribute in small_book.attributes:
+        assert len(attribute.yes) >= 4 and len(attribute.no) >= 20 and not set(attribute.yes) & set(attribute.no), attribute.id
+        assert {*attribute.yes, *attribute.no} <= set(small_book.nouns), attribute.id
+        for text, _ in attribute.queries:
+            assert not any(re.search(rf"\b{re.escape(name.lower())}\b", text.lower()) for name in attribute.yes), (attribute.id, text)
+
+
+def test_an_attribute_scene_has_one_answer_or_says_that_there_is_none(small_book: NounBook) -> None:
+    by_text = {text: a for a in small_book.attributes for text, _ in a.queries}
+    config = StageConfig(kind="text", steps=1, queries=4, p_attribute=1.0, p_absent=0.3)
+    refused = 0
+    for seed in range(60):
+        scene = make_scene(small_book, config, np.random.default_rng(seed))
+        seen = {scene.names[k] for k in np.unique(scene.layout)}
+        for conversation in scene.conversations:
+            turn = conversation.turns[0]
+            attribute = next((a for text, a in by_text.items() if text in turn.instruction), None)
+            if attribute is None:
+                continue
+            having = seen & set(attribute.yes)
+            refused += not having
+            assert turn.answer == ("There is no such thing in this picture." if not having else f"It is the {having.pop()} [SEG].") and not having
+    assert refused > 5
+
+
+def test_no_reasoning_query_reaches_a_recipe_that_wants_none(small_book: NounBook) -> None:
+    implicit = {text for queries in small_book.implicit.values() for text, _ in queries} | {t for a in small_book.attributes for t, _ in a.queries}
+    defined = " | ".join(d for entry in small_book.nouns.values() for d in entry.definitions)
+    implicit = {text for text in implicit if text not in defined}  # "the queen of fruits" is both
+    config = StageConfig(kind="text", steps=1, queries=6)
+    for seed in range(40):
+        for conversation in make_scene(small_book, config, np.random.default_rng(seed)).conversations:
+            found = [text for text in implicit if text in conversation.turns[0].instruction]
+            assert not found

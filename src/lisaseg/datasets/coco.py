@@ -10,105 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lisaseg.datasets.base import CHECK, Indexed, check_picture, excluded_keys, field, image_key, labelled, load_json, text_field
+from lisaseg.datasets.base import CHECK, Indexed, excluded_keys, image_key, labelled
 from lisaseg.datasets.pool import natural_name
 from lisaseg.errors import DataError
-from lisaseg.formats import rle
+from lisaseg.formats.coco import CocoFile, Entry, mask_of, picture_name
+from lisaseg.formats.reading import check_picture, field
 from lisaseg.types import Query, Sample
 
 _SUFFIX = re.compile(r"(-other)?(-merged)?(-stuff)?$")  # of panoptic names: "tree-merged", "water-other", "door-stuff"
-Entry = tuple[str, dict[str, Any]]  # where it stands, for messages, and the entry
-
-
-def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """COCO's `segmentation` -> bool `(height, width)`: list of polygons, list of RLE, or one RLE; parts that overlap unite.
-
-    An empty list, and polygons of fewer than 3 points, cover nothing.
-
-    Raises:
-        DataError: none of these forms, or an RLE of another size.
-    """
-    mask = np.zeros((height, width), bool)
-    parts = segmentation if isinstance(segmentation, list) else [segmentation]
-    polygons = []
-    for part in parts:
-        if isinstance(part, Mapping):
-            if list(part.get("size", ())) != [height, width]:
-                raise DataError(f"RLE of size {part.get('size')} in a picture of {[height, width]}.", next_step="Check that both belong together.")
-            mask |= rle.decode(part)
-        elif isinstance(part, list):
-            polygons += [part] if len(part) >= 6 else []
-        else:
-            raise DataError(f"{str(part)[:40]!r} is neither a polygon nor an RLE.", next_step="Write it again as COCO polygons or RLE.")
-    return mask | rle.polygons_to_mask(polygons, height, width) if polygons else mask
-
-
-class CocoFile:
-    """A parsed COCO file: images in order, categories by id, annotations by image.
-
-    Attributes:
-        path: the file. images: as written, checked for id, height and width. categories: id -> entry with a name.
-
-    Raises:
-        DataError: the file is missing or an entry is wrong; names file and entry.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        data = load_json(path, dict)
-        for key in ("images", "annotations", "categories"):
-            if not isinstance(field(data, key, str(path)), list):
-                raise DataError(f"{path}, field {key!r}: must be a list.", next_step="Download the file again.")
-        self.categories: dict[Any, dict[str, Any]] = {}
-        for k, category in enumerate(data["categories"]):
-            text_field(category, "name", f"{path}, categories[{k}]")
-            self.categories[field(category, "id", f"{path}, categories[{k}]")] = category
-        self.images: list[dict[str, Any]] = data["images"]
-        self._of: dict[Any, list[Entry]] = {}
-        for k, image in enumerate(self.images):
-            where = f"{path}, images[{k}]"
-            for key in ("height", "width"):
-                if not isinstance(field(image, key, where), int) or image[key] < 1:
-                    raise DataError(f"{where}, field {key!r}: must be a number of pixels, got {image[key]!r}.", next_step="Download the file again.")
-            if field(image, "id", where) in self._of:
-                raise DataError(f"{where}: the id {image['id']!r} is used twice.", next_step="Give every image its own id.")
-            self._of[image["id"]] = []
-        for k, annotation in enumerate(data["annotations"]):
-            where = f"{path}, annotations[{k}]"
-            if field(annotation, "image_id", where) not in self._of:
-                raise DataError(f"{where}: there is no image {annotation['image_id']!r}.", next_step="Remove the annotation or add its image.")
-            self._of[annotation["image_id"]].append((where, annotation))
-
-    def annotations(self, image: Mapping[str, Any]) -> list[Entry]:
-        """(where, annotation) of an image, in the order of the file."""
-        return self._of[image["id"]]
-
-    def by_category(self, image: Mapping[str, Any]) -> dict[Any, list[Entry]]:
-        """Annotations of an image by category id, in order of first appearance; DataError for an id that is not known."""
-        groups: dict[Any, list[Entry]] = {}
-        for where, annotation in self.annotations(image):
-            if field(annotation, "category_id", where) not in self.categories:
-                raise DataError(f"{where}: there is no category {annotation['category_id']!r}.", next_step="Add the category.")
-            groups.setdefault(annotation["category_id"], []).append((where, annotation))
-        return groups
-
-
-def picture_name(image: Mapping[str, Any], where: str) -> str:
-    """`file_name`, or what LVIS writes instead: the end of `coco_url` ("train2017/000000000009.jpg")."""
-    name = image.get("file_name") or "/".join(str(image.get("coco_url", "")).split("/")[-2:])
-    if not isinstance(name, str) or not name:
-        raise DataError(f"{where}: the field 'file_name' is missing.", next_step="Add it.")
-    return name
-
-
-def mask_of(where: str, annotation: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """The bool `(H, W)` mask of an annotation; DataError names `where`."""
-    try:
-        return segmentation_to_mask(field(annotation, "segmentation", where), *size)
-    except DataError as error:
-        if error.message.startswith(where):
-            raise
-        raise DataError(f"{where}, field 'segmentation': {error.message}", next_step=error.next_step) from error
 
 
 def union(entries: Sequence[Entry], size: tuple[int, int]) -> np.ndarray:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from lisaseg.datasets.base import Indexed, checked_text, excluded_keys, field, image_key, load_json, picture_size, text_field
+from lisaseg.datasets.base import Indexed, excluded_keys, image_key
 from lisaseg.errors import DataError
+from lisaseg.formats.reading import checked_text, field, load_json, picture_size, text_field
 from lisaseg.types import Sample, Turn
 
 IMAGE_TEXT = "<image>"  # where the picture stood; here it always stands in front of the first instruction

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from lisaseg.datasets.base import field, load_json, text_field
 from lisaseg.datasets.semantic import LabelMaps
 from lisaseg.errors import DataError
+from lisaseg.formats.reading import field, load_json, text_field
 
 
 class Mapillary(LabelMaps):

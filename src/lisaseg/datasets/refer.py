@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from lisaseg.datasets.base import CHECK, Indexed, check_picture, checked_text, excluded_keys, field, image_key, labelled, load_json
-from lisaseg.datasets.coco import CocoFile, Entry, mask_of, picture_name
+from lisaseg.datasets.base import CHECK, Indexed, excluded_keys, image_key, labelled
 from lisaseg.datasets.safe_pickle import load_data_pickle
 from lisaseg.errors import DataError
+from lisaseg.formats.coco import CocoFile, Entry, mask_of, picture_name
+from lisaseg.formats.reading import check_picture, checked_text, field, load_json
 from lisaseg.types import Query, Sample
 
 NO_TARGET_ID = -1  # what gRefCOCO writes for "nothing fits"

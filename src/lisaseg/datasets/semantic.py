@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lisaseg.datasets.base import CHECK, Indexed, check_picture, excluded_keys, image_key, labelled, list_files
+from lisaseg.datasets.base import CHECK, Indexed, excluded_keys, image_key, labelled, list_files
 from lisaseg.errors import DataError
+from lisaseg.formats.reading import check_picture
 from lisaseg.types import Query, Sample
 
 

@@ -1,143 +1,196 @@
-"""Ask a model every question of a data set and measure what it answers: its own words decide whether there is a mask ("generated" mode).
+"""Ask a model every question of a data set and measure what comes back.
 
-The published protocol puts "[SEG]" in the model's mouth (teacher forcing) and so never sees a refusal. Here a refusal, or an answer without a mask,
-is an empty prediction: IoU 0 where something is there, 1 where nothing is.
+Two modes. "generated": the model's own words decide whether there is a mask; a refusal, or an answer without a mask, is an empty prediction (IoU 0
+where something is there, 1 where nothing is). "teacher_forced": the answer is put into the model's mouth and only the mask behind its `[SEG]` is
+measured. All published numbers of LISA's line are of the second kind and never see a refusal.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata as metadata
-import re
 import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from lisaseg.errors import DataError, UsageError
+from lisaseg.eval.instances import InstanceMetrics
 from lisaseg.eval.metrics import MaskMetrics
+from lisaseg.eval.provenance import picture_hash, query_hash
+from lisaseg.eval.summary import Report, Row, names_target, report_of
 from lisaseg.formats import rle
 from lisaseg.imaging import open_image
 from lisaseg.prompts import evaluation_question
-from lisaseg.types import Answer, Mode, Query, Sample
+from lisaseg.types import MODES, Answer, Mode, Query, Sample
 
-if TYPE_CHECKING:
-    from lisaseg.predictor import Predictor
+EvalMode = Literal["generated", "teacher_forced"]
+Key = tuple[int, int]  # place of the sample in the data, place of the query in the sample
 
-Report = dict[str, Any]
-TEMPLATES: dict[str, Callable[[Query], str]] = {
-    "evaluation": lambda query: evaluation_question(query.text, query.is_sentence),  # ReasonSeg's
-    "plain": lambda query: query.text,
-}
-_LIBRARIES = ("lisaseg", "torch", "transformers", "numpy", "pillow")
-_ARTICLE = re.compile(r"^(?:the|an?|his|her|their|its|this|that)\s+", re.IGNORECASE)
+
+def _reference_question(query: Query) -> str:
+    """The reference's evaluation question; texts of the referring sets are lowercased there."""
+    return evaluation_question(query.text.lower() if query.kind == "referring" else query.text, query.is_sentence)
+
+
+TEMPLATES: dict[str, Callable[[Query], str]] = {"evaluation": _reference_question, "plain": lambda query: query.text}
+
+
+class Asker(Protocol):
+    """What can be evaluated: a `Predictor`, a baseline, or anything else that answers. `ask_forced` is needed for mode "teacher_forced" only."""
+
+    name: str
+
+    def ask_batch(self, pairs: Sequence[tuple[Any, str]], *, mode: Mode = "auto") -> list[Answer]:
+        """Answers to (picture, instruction), in order; the picture is uint8 `(H, W, 3)`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a model is asked. The numbers depend on the first three fields, and on nothing else of it.
+
+    Attributes:
+        mode: "generated" or "teacher_forced".
+        template: "evaluation" (the reference's question) or "plain" (the text alone).
+        ask_mode: as for `Predictor.ask`; of generated answers only.
+        batch_size: questions asked together; those about one picture follow each other, so that it is encoded once.
+    """
+
+    mode: EvalMode = "generated"
+    template: str = "evaluation"
+    ask_mode: Mode = "auto"
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("mode", self.mode, get_args(EvalMode)),
+            ("template", self.template, TEMPLATES),
+            ("ask_mode", self.ask_mode, MODES),
+        ):
+            if value not in known:
+                raise UsageError(f"Unknown {name} {value!r}.", next_step=f"Use one of: {', '.join(known)}.")
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size is {self.batch_size}.", next_step="Use 1 or more.")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One question that is to be asked."""
+
+    key: Key
+    sample: Sample
+    query: Query
+    rgb: np.ndarray
+    picture: str
+    digest: str
 
 
 def evaluate(
-    predictor: Predictor,
+    asker: Asker,
     samples: Iterable[Sample],
     *,
-    mode: Mode = "auto",
+    mode: EvalMode = "generated",
+    ask_mode: Mode = "auto",
     batch_size: int = 8,
     template: str = "evaluation",
+    empty: str = "lisa",
     progress: Callable[[int], None] | None = None,
     on_answer: Callable[[Sample, Query, Answer, float], None] | None = None,
     seed: int = 0,
 ) -> Report:
-    """Ask every query of every sample and measure the masks.
+    """Ask every query of every sample and measure the masks, in memory. `lisaseg eval` does the same with files; see `lisaseg.apps.evaluate`.
 
     Args:
-        predictor: a loaded model.
+        asker: a loaded model or a baseline.
         samples: read as they are needed; a query without masks means that nothing in the picture fits.
-        mode: as for `Predictor.ask`.
-        batch_size: questions asked together; those about one picture follow each other, so that it is encoded once.
-        template: "evaluation" (ReasonSeg's question) or "plain" (the text alone).
+        mode, ask_mode, batch_size, template: see `Asking`.
+        empty: how queries without a target count; a key of `lisaseg.eval.metrics.EMPTY_RULES`.
         progress: called with the number of answered questions after each batch.
         on_answer: called with sample, query, answer and IoU, in order; the place to keep pictures.
         seed: of the bootstrap interval.
 
     Returns:
-        The content of report.json, JSON-ready. Of an answer to a query with one target all masks together are the prediction; with several
-        targets the k-th mask belongs to the k-th target, missing masks are empty and surplus ones join the last.
+        The content of report.json, JSON-ready; `docs/evaluation.md` says what each number means. Of an answer to a query with one target all masks
+        together are the prediction; with several targets the k-th mask belongs to the k-th target, missing masks are empty and surplus ones join the
+        last.
 
     Raises:
-        UsageError: no samples, unknown template.
+        UsageError: no samples, unknown mode, template or rule.
         DataError: a mask has another size than its picture; names the sample.
         ImageError, InstructionError: a picture or text cannot be used. Nothing is left out in silence.
     """
-    if template not in TEMPLATES:
-        raise UsageError(f"Unknown template {template!r}.", next_step=f"Use one of: {', '.join(TEMPLATES)}.")
-    if batch_size < 1:
-        raise UsageError(f"batch_size is {batch_size}.", next_step="Use 1 or more.")
-    metrics, rows, digest, seconds = MaskMetrics(), [], hashlib.sha256(), 0.0
-    sources: dict[str, None] = {}
-    for batch in _batches(samples, batch_size):
-        start = time.perf_counter()
-        answers = predictor.ask_batch([(rgb, TEMPLATES[template](query)) for _, query, rgb in batch], mode=mode)
-        seconds += time.perf_counter() - start
-        for (sample, query, rgb), answer in zip(batch, answers, strict=True):
-            row = _measure(metrics, sample, query, answer)
+    protocol = Asking(mode, template, ask_mode, batch_size)
+    rows: list[Row] = []
+    for batch in answer_rows(asker, enumerate(samples), protocol, {}):
+        for row, sample, query, answer in batch:
             rows.append(row)
-            sources[sample.source] = None
-            _add_to_digest(digest, sample, query, rgb)
             if on_answer is not None:
                 on_answer(sample, query, answer, row["iou"])
         if progress is not None:
             progress(len(rows))
     if not rows:
         raise UsageError("There is nothing to evaluate: the data holds no query.", next_step="Check the file with `lisaseg data check`.")
-    head: Report = {"model": predictor.name, "model_hash": None, "data": ", ".join(filter(None, sources)), "data_hash": digest.hexdigest()}
-    head |= {"split": None, "n": len(rows), "mode": "generated", "ask_mode": mode, "template": template}
-    tail = {"versions": library_versions(), "contaminated": None, "seconds_per_sample": round(seconds / len(rows), 4), "per_sample": rows}
-    return head | _summary(metrics, rows, seed) | {"precision": _precision(predictor)} | tail
+    return report_of(rows, head_of(asker, protocol), empty=empty, seed=seed)
 
 
-def folder_hash(folder: str | Path) -> str:
-    """sha256 (hex) over names and contents of the files of a model folder: the `model_hash` of a report."""
-    digest, root = hashlib.sha256(), Path(folder)
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            digest.update(f"{path.relative_to(root).as_posix()}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
+def head_of(asker: Asker, protocol: Asking) -> dict[str, Any]:
+    """The fields of a report that are known before the first answer."""
+    weights = getattr(getattr(asker, "model", None), "dtype", "unknown")
+    head = {"model": asker.name, "mode": protocol.mode, "template": protocol.template}
+    return head | {"ask_mode": protocol.ask_mode if protocol.mode == "generated" else None, "precision": str(weights).removeprefix("torch.")}
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of what the numbers depend on; libraries that are not installed are left out."""
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def answer_rows(
+    asker: Asker, samples: Iterable[tuple[int, Sample]], protocol: Asking, done: Mapping[Key, Row]
+) -> Iterator[list[tuple[Row, Sample, Query, Answer]]]:
+    """Ask batch by batch; each yield holds the rows of one batch with what they came from.
+
+    Args:
+        samples: with their places in the data.
+        done: rows of an earlier run; their questions are not asked again.
+
+    Raises:
+        UsageError: the data differs from that of `done`, or the asker cannot be teacher-forced. Else as `evaluate`.
+    """
+    for batch in _batches(samples, protocol.batch_size, done):
+        start = perf_counter()
+        texts = [TEMPLATES[protocol.template](one.query) for one in batch]
+        if protocol.mode == "teacher_forced":
+            answers = _forced(asker, batch, texts)
+        else:
+            answers = asker.ask_batch([(one.rgb, text) for one, text in zip(batch, texts, strict=True)], mode=protocol.ask_mode)
+        seconds = (perf_counter() - start) / len(batch)
+        yield [(_row(one, answer, seconds), one.sample, one.query, answer) for one, answer in zip(batch, answers, strict=True)]
 
 
-def names_target(answer: Answer, query: Query) -> bool | None:
-    """Whether a mask's phrase ("the dog") is the name of the target, or one of several ("chair, couch"); None if no name is known."""
-    if not query.name or not query.masks:
-        return None
-    names = {plain_name(name) for name in query.name.split(",")}
-    return any(plain_name(segment.phrase) in names for segment in answer.segments)
+def _forced(asker: Any, batch: Sequence[_Asked], texts: Sequence[str]) -> list[Answer]:
+    if not hasattr(asker, "ask_forced"):
+        raise UsageError(f"{asker.name} writes no answers that could be forced.", next_step="Evaluate it with --mode generated.")
+    wanted = [max(1, len(one.query.masks)) for one in batch]
+    return list(asker.ask_forced([(one.rgb, text, n) for one, text, n in zip(batch, texts, wanted, strict=True)]))
 
 
-def plain_name(phrase: str) -> str:
-    """ "The Dog" -> "dog"."""
-    return _ARTICLE.sub("", " ".join(phrase.split())).lower()
-
-
-def _batches(samples: Iterable[Sample], size: int) -> Iterator[list[tuple[Sample, Query, np.ndarray]]]:
+def _batches(samples: Iterable[tuple[int, Sample]], size: int, done: Mapping[Key, Row]) -> Iterator[list[_Asked]]:
     """Up to `size` questions with the opened picture; queries of one sample stay together."""
-    batch: list[tuple[Sample, Query, np.ndarray]] = []
-    for sample in samples:
+    batch: list[_Asked] = []
+    for place, sample in samples:
         if not sample.queries:
             continue
         rgb = open_image(sample.image).rgb
-        for query in sample.queries:
-            batch.append((sample, query, rgb))
+        picture = picture_hash(rgb)
+        for k, query in enumerate(sample.queries):
+            digest = query_hash(sample, query, picture)
+            old = done.get((place, k))
+            if old is not None and old["digest"] != digest:
+                raise UsageError(
+                    f"Sample {sample.id!r} is not what it was when this evaluation began.",
+                    next_step="Start again without --resume.",
+                    code="data_changed",
+                )
+            if old is None:
+                batch.append(_Asked((place, k), sample, query, rgb, picture, digest))
             if len(batch) == size:
                 yield batch
                 batch = []
@@ -154,54 +207,23 @@ def _pairs(query: Query, answer: Answer) -> list[tuple[np.ndarray, np.ndarray]]:
     return list(zip(pred, targets, strict=True))
 
 
-def _measure(metrics: MaskMetrics, sample: Sample, query: Query, answer: Answer) -> dict[str, Any]:
-    """Add the masks of one answer; returns its line of `per_sample`."""
-    tags = {"kind": query.kind, "is_sentence": str(query.is_sentence).lower(), "source": sample.source, "name": query.name}
+def _row(asked: _Asked, answer: Answer, seconds: float) -> Row:
+    """The line of one query: what was asked and said, and the pixel counts from which every score can be computed again."""
+    sample, query, metrics = asked.sample, asked.query, MaskMetrics()
     try:
-        ious = [metrics.update(pred, target, **{k: v for k, v in tags.items() if v}) for pred, target in _pairs(query, answer)]
+        for pred, target in _pairs(query, answer):
+            metrics.update(pred, target)
+        found, scores = [s.mask for s in answer.segments], [s.score for s in answer.segments]
+        instances = InstanceMetrics().update(asked.key, found, scores, query.masks) if len(query.masks) > 1 else None
     except DataError as error:
         raise DataError(f"Sample {sample.id!r}, query {query.text[:60]!r}: {error.message}", next_step=error.next_step) from error
-    row = {"id": sample.id, "text": query.text, "kind": query.kind, "name": query.name, "present": bool(query.masks), "answer": answer.raw_text}
-    return row | {"status": answer.status, "right_name": names_target(answer, query), "iou": round(statistics.fmean(ious), 6)}
-
-
-def _summary(metrics: MaskMetrics, rows: list[dict[str, Any]], seed: int) -> Report:
-    """All scores, JSON-ready; `by` repeats the main ones for each kind, for sentences and phrases, and for each source."""
-    scores, interval = asdict(metrics.compute()), metrics.interval(seed=seed)
-    named = [row["right_name"] for row in rows if row["right_name"] is not None]
-    out: Report = {key: _rounded(scores[key]) for key in ("giou", "ciou")}
-    out["giou_ci95"] = [_rounded(value) for value in interval] if interval else None
-    out |= {key: _rounded(scores[key]) for key in ("n_acc", "t_acc")}
-    for key, wanted in (("refused_absent", False), ("refused_present", True)):  # stated refusals, not just missing masks
-        refused = [row["status"] == "no_target" for row in rows if row["present"] is wanted]
-        out[key] = _rounded(sum(refused) / len(refused)) if refused else None
-    out["right_name"] = _rounded(sum(named) / len(named)) if named else None
-    out["n_named"] = len(named)
-    out["prec_at"] = {threshold: _rounded(value) for threshold, value in scores["precision"].items()}
-    out["status"] = {status: sum(row["status"] == status for row in rows) for status in sorted({row["status"] for row in rows})}
-    out["by"] = {tag: {value: _brief(part) for value, part in metrics.groups(tag).items()} for tag in ("kind", "is_sentence", "source")}
-    return out
-
-
-def _brief(metrics: MaskMetrics) -> dict[str, Any]:
-    scores = metrics.compute()
-    return {"n": scores.n, "giou": _rounded(scores.giou), "ciou": _rounded(scores.ciou)}
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
-
-
-def _precision(predictor: Predictor) -> str:
-    """Number format of the weights, "float32"; it moves scores, so it belongs into the report."""
-    return str(getattr(getattr(predictor, "model", None), "dtype", "unknown")).removeprefix("torch.")
-
-
-def _add_to_digest(digest: Any, sample: Sample, query: Query, rgb: np.ndarray) -> None:
-    """What was asked, about which pixels, and what is true: the same data in another folder has the same hash."""
-    digest.update(f"{sample.id}\0{query.text}\0{query.is_sentence}\0{rgb.shape}\0".encode("utf-8", "backslashreplace"))
-    digest.update(rgb.data)
-    for mask in query.masks:
-        for value in (1, 255):
-            digest.update(rle.encode(mask == value)["counts"].encode())
-        digest.update(b"\0")
+    pixels = asked.rgb.shape[0] * asked.rgb.shape[1]
+    row: Row = {"at": list(asked.key), "id": sample.id, "text": query.text, "kind": query.kind, "name": query.name, "is_sentence": query.is_sentence}
+    row |= {"source": sample.source, "present": any(c.target for c in metrics.counts), "answer": answer.raw_text, "status": answer.status}
+    row |= {"right_name": names_target(answer, query), "iou": round(statistics.fmean(c.iou for c in metrics.counts), 6)}
+    row["boundary_iou"] = round(statistics.fmean(c.boundary_iou for c in metrics.counts), 6)
+    row |= {"target_share": round(sum(c.target for c in metrics.counts) / pixels, 6), "scores": scores}
+    row["counts"] = [numbers[:-1] for numbers in metrics.to_rows()]
+    row["ious"] = [list(line) for line in instances.ious] if instances else None
+    row |= {"picture": asked.picture, "digest": asked.digest, "seconds": round(seconds, 4), "masks": [rle.encode(mask) for mask in found]}
+    return row

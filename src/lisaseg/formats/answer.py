@@ -21,7 +21,7 @@ from PIL import Image
 
 from lisaseg.errors import DataError, LisaSegError, UsageError
 from lisaseg.formats import rle, write_aside
-from lisaseg.types import Answer, Segment
+from lisaseg.types import Answer, Query, Sample, Segment
 
 STATUSES = ("masks", "no_target", "no_mask_requested", "truncated")
 
@@ -104,6 +104,27 @@ def answer_to_coco(answer: Answer, file_name: str = "") -> dict[str, Any]:
         "annotations": annotations,
         "categories": [{"id": k, "name": name} for name, k in categories.items()],
     }
+
+
+def answer_to_sample(answer: Answer, image: Path, identity: str, *, by_phrase: bool = False) -> Sample:
+    """An answer as an annotation, for the writers of formats: what the model said becomes what a person may correct and train on.
+
+    Args:
+        image: the file of the picture.
+        identity: id of the sample.
+        by_phrase: for formats of labelled objects: one query for each distinct phrase (the instruction where there is none); otherwise one query, the
+            instruction, with all masks.
+    """
+    instruction = answer.instruction.strip() or "target"
+    groups: dict[str, list[Segment]] = {} if by_phrase and answer.segments else {instruction: []}
+    for segment in answer.segments:
+        groups.setdefault((by_phrase and segment.phrase.strip()) or instruction, []).append(segment)
+    queries = []
+    for text, segments in groups.items():
+        name = "" if by_phrase else ", ".join(dict.fromkeys(segment.phrase for segment in segments if segment.phrase))
+        masks = tuple(segment.mask.astype(np.uint8) for segment in segments)
+        queries.append(Query(text, masks, not by_phrase and text.endswith(("?", ".", "!")), name, kind="answer"))
+    return Sample(identity, image, tuple(queries), source=answer.model)
 
 
 def save_answer(answer: Answer, folder: Path, stem: str) -> list[Path]:

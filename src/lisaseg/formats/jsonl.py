@@ -19,24 +19,32 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from PIL import Image
 
 from lisaseg.errors import DataError, LisaSegError
-from lisaseg.formats import rle, write_aside
-from lisaseg.imaging import FORMATS, open_image
+from lisaseg.formats import FEATURES, Format, rle, write_aside
+from lisaseg.formats.reading import picture_size, read_binary_png
+from lisaseg.imaging import open_image
 from lisaseg.types import IGNORE, TARGET, Query, Sample
 
 FIELDS = ("id", "image", "text", "is_sentence", "kind", "target", "mask", "ignore", "explanation", "rephrasings")
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _MASK_FORMS = "Write COCO RLE, the path of a PNG, polygons, a list of those, or null if nothing fits."
 
 
-def read_jsonl(path: str | Path, *, decode_images: bool = False) -> Iterator[Sample]:
+class FieldError(DataError):
+    """A fault in one field of one line; `field` and `problem` are parts of the message."""
+
+    def __init__(self, where: str, field: str, problem: str, next_step: str) -> None:
+        super().__init__(f"{where}, field {field!r}: {problem}.", next_step=next_step)
+        self.field, self.problem = field, problem
+
+
+def read_jsonl(path: str | Path, *, decode_images: bool = False, images: Path | None = None) -> Iterator[Sample]:
     """Samples of a file, one a line, read and checked as they are asked for; empty lines are skipped.
 
     Args:
         path: the JSONL file, UTF-8.
         decode_images: also decode every picture, which finds truncated files; otherwise only headers are read.
+        images: what the paths of pictures are relative to; None = the file's folder.
 
     Yields:
         Sample with `image` as a path (joined to the file's folder) and one `Query`; masks are uint8 {0, 1, 255} `(H, W)` at the upright size.
@@ -55,14 +63,15 @@ def read_jsonl(path: str | Path, *, decode_images: bool = False) -> Iterator[Sam
             line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             if not line.strip():
                 continue
-            sample = sample_from_record(_parse(line, f"{path}:{number}"), path.parent, f"{path}:{number}", decode_image=decode_images)
+            where = f"{path}:{number}"
+            sample = sample_from_record(parse_line(line, where), path.parent, where, decode_image=decode_images, images=images)
             if sample.id in seen:
                 raise DataError(f"{path}:{number}, field 'id': {sample.id!r} is also in line {seen[sample.id]}.", next_step="Make ids unique.")
             seen[sample.id] = number
             yield sample
 
 
-def sample_from_record(record: Mapping[str, Any], folder: Path, where: str, *, decode_image: bool = False) -> Sample:
+def sample_from_record(record: Mapping[str, Any], folder: Path, where: str, *, decode_image: bool = False, images: Path | None = None) -> Sample:
     """One parsed line -> Sample.
 
     Args:
@@ -70,13 +79,14 @@ def sample_from_record(record: Mapping[str, Any], folder: Path, where: str, *, d
         folder: what its paths are relative to.
         where: "file:line" for messages; also the id of a record that has none.
         decode_image: decode the picture, not only its header.
+        images: what its picture is relative to, if not to `folder`.
 
     Raises:
         DataError: names `where`, the field and what to do.
     """
-    item = _Record(record, folder, where)
+    item = Record(record, folder, where)
     item.check_names()
-    image = folder / item.text("image", required=True)
+    image = (images or folder) / item.text("image", required=True)
     size = item.picture_size(image, decode=decode_image)
     if "mask" not in record:
         item.fail("mask", "is missing", _MASK_FORMS)
@@ -107,6 +117,17 @@ def sample_from_record(record: Mapping[str, Any], folder: Path, where: str, *, d
     return Sample(id=item.text("id") or where, image=image, queries=(query,), source=Path(where.rsplit(":", 1)[0]).stem)
 
 
+def _read(path: Path, images: Path | None) -> Iterator[Sample]:
+    return read_jsonl(path, images=images)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or a NUL inside
+        return False
+
+
 def write_jsonl(samples: Iterable[Sample], path: str | Path) -> int:
     """Write samples, one line a query (ids of further queries get `_1`, `_2`, ...); masks become compressed RLE. The file is replaced as a whole.
 
@@ -120,6 +141,7 @@ def write_jsonl(samples: Iterable[Sample], path: str | Path) -> int:
     """
     path = Path(path)
     lines = []
+    taken: set[str] = set()
     for sample in samples:
         if not isinstance(sample.image, str | Path):
             raise DataError(
@@ -127,7 +149,12 @@ def write_jsonl(samples: Iterable[Sample], path: str | Path) -> int:
             )
         image = os.path.relpath(sample.image, path.parent).replace(os.sep, "/")
         for k, query in enumerate(sample.queries):
-            record = record_of(query, sample.id if k == 0 else f"{sample.id}_{k}", image)
+            identity = base = sample.id if k == 0 else f"{sample.id}_{k}"
+            n = 1
+            while identity in taken:  # pictures of one name in two folders
+                identity, n = f"{base}.{n}", n + 1
+            taken.add(identity)
+            record = record_of(query, identity, image)
             lines.append(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
     write_aside(path, b"".join(lines))
     return len(lines)
@@ -155,7 +182,8 @@ def record_of(query: Query, sample_id: str, image: str) -> dict[str, Any]:
     }
 
 
-def _parse(line: bytes, where: str) -> dict[str, Any]:
+def parse_line(line: bytes, where: str) -> dict[str, Any]:
+    """The JSON object of a line; DataError names `where`."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -170,24 +198,33 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Record:
-    """One line under inspection; every refusal names the line and the field."""
+class Record:
+    """One line under inspection; every refusal names the line and the field.
+
+    record: the JSON object. folder: what its paths are relative to. where: "file:line".
+    """
 
     record: Mapping[str, Any]
     folder: Path
     where: str
 
     def fail(self, field: str, problem: str, next_step: str) -> NoReturn:
-        raise DataError(f"{self.where}, field {field!r}: {problem.rstrip('.')}.", next_step=next_step)
+        """Refuse a field."""
+        raise FieldError(self.where, field, problem.rstrip("."), next_step)
 
     def check_names(self) -> None:
         """Further fields are legal; misspelt ones are not, because they would be lost in silence."""
         for name in self.record:
-            near = [] if name in FIELDS else difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.8)
-            if near and near[0] not in self.record:
-                self.fail(name, "is not known", f"Did you mean {near[0]!r}?")
+            self.check_name(name)
+
+    def check_name(self, name: str) -> None:
+        """Refuse a name that is close to a known field which is not there."""
+        near = [] if name in FIELDS else difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.8)
+        if near and near[0] not in self.record:
+            self.fail(name, "is not known", f"Did you mean {near[0]!r}?")
 
     def text(self, field: str, *, required: bool = False) -> str:
+        """A text, "" if it is absent."""
         value = self.record.get(field)
         if value is None and not required:
             return ""
@@ -198,6 +235,7 @@ class _Record:
         return str(value)
 
     def texts(self, field: str) -> tuple[str, ...]:
+        """A list of texts."""
         value = self.record.get(field)
         if value is None or (field == "target" and isinstance(value, str)):
             return ()
@@ -206,6 +244,7 @@ class _Record:
         return tuple(value)
 
     def flag(self, field: str) -> bool:
+        """True or false, false if it is absent."""
         value = self.record.get(field, False)
         if not isinstance(value, bool):
             self.fail(field, f"must be true or false, got {str(value)[:40]!r}", "Write true for a sentence, false for a phrase.")
@@ -216,16 +255,13 @@ class _Record:
         try:
             if decode:
                 return tuple(open_image(path).rgb.shape[:2])
-            with Image.open(path, formats=FORMATS) as image:
-                width, height = image.size
-                turned = image.getexif().get(0x0112) in _TURNED
-        except FileNotFoundError:
-            self.fail("image", f"{path} does not exist", "Paths are relative to the JSONL file; correct it or add the picture.")
+            if not _is_file(path):
+                self.fail("image", f"{path} does not exist", "Paths are relative to the JSONL file; correct it or add the picture.")
+            return picture_size(path, "")
         except LisaSegError as error:
-            self.fail("image", error.message, error.next_step)
-        except Exception:  # header parsers raise many types; each means the same to the reader
-            self.fail("image", f"{path} cannot be opened as a picture", "Replace the file, or drop the line.")
-        return (width, height) if turned else (height, width)
+            if error.message.startswith(self.where):
+                raise
+            self.fail("image", error.message.removeprefix(": "), error.next_step)
 
     def masks(self, field: str, size: tuple[int, int], *, empty_items: bool = False) -> list[np.ndarray | None]:
         """Bool `(H, W)` arrays; None only for null entries of a list, where those are legal."""
@@ -236,13 +272,14 @@ class _Record:
             self.fail(field, "is an empty list", "Write null if nothing fits.")
         items = value if isinstance(value, list) else [value]
         names = [f"{field}[{k}]" for k in range(len(items))] if isinstance(value, list) else [field]
-        return [None if item is None and empty_items else self._mask(item, size, name) for item, name in zip(items, names, strict=True)]
+        return [None if item is None and empty_items else self.mask(item, size, name) for item, name in zip(items, names, strict=True)]
 
-    def _mask(self, item: Any, size: tuple[int, int], name: str) -> np.ndarray:
+    def mask(self, item: Any, size: tuple[int, int], name: str) -> np.ndarray:
+        """One mask in any of its forms, bool `(H, W)`; `name` is the field, for messages."""
         height, width = size
         try:
             if isinstance(item, str):
-                mask = self._png(item, name)
+                mask = read_binary_png(self.folder / item)
             elif isinstance(item, Mapping) and "counts" in item:
                 if item.get("size") != [height, width]:
                     self._size_error(name, item.get("size"), size)
@@ -264,18 +301,5 @@ class _Record:
             name, f"size (height, width) is {str(found)[:40]}, the upright picture has {list(size)}", "Export the mask at the size of the picture."
         )
 
-    def _png(self, text: str, name: str) -> np.ndarray:
-        path = self.folder / text
-        try:
-            with Image.open(path, formats=("PNG",)) as image:
-                if image.mode not in ("1", "L", "P", "I", "I;16"):
-                    self.fail(name, f"{path} is a colour picture (mode {image.mode})", "Save the mask as PNG with one channel, 0 and 255.")
-                values = np.asarray(image)
-        except FileNotFoundError:
-            self.fail(name, f"{path} does not exist", "Paths are relative to the JSONL file; correct it or add the mask.")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            self.fail(name, f"{path} cannot be opened as PNG", "Save the mask as PNG; other formats do not keep it exactly.")
-        found = set(np.unique(values).tolist())
-        if not (found <= {0, 1} or found <= {0, 255}):
-            self.fail(name, f"{path} holds values {sorted(found)[:5]}", "Write 0 and 255 only; put pixels to leave out into 'ignore'.")
-        return values != 0
+
+JSONL = Format("jsonl", "lisaseg JSONL, the native format", frozenset(FEATURES), ".jsonl", _read, write_jsonl, asks=True)

@@ -22,6 +22,8 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         candidates: how many of the names that the tower sees an answer "It is the NAME [SEG]." is weighed against; 0 = plain greedy decoding.
         min_score: in mode "auto" an answer whose every mask scores less than this (the decoder's estimate of its own IoU, [0, 1]) becomes a refusal:
             the decoder found nothing that looks like the prompt.
+        evaluation_answer: what teacher-forced evaluation puts into the model's mouth, one `[SEG]`; "[SEG]." for the published checkpoints.
+        trained_on: data sets that the model has seen, [{"name", "split", perhaps "data_hash"}, ...]; evaluation compares its data with them.
         loss_weights: {"ce", "bce", "dice"}; the paper's are 1, 2, 0.5.
         lora: {"rank", "alpha"} of the adapters that the weight file holds, or None if they are merged.
         language_model: name of the language model in the weights cache, or None if the weight file holds it.
@@ -42,6 +44,8 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         refusal_bias: float = 0.0,
         min_score: float = 0.0,
         candidates: int = 0,
+        evaluation_answer: str = "It is [SEG].",
+        trained_on: list[dict[str, str]] | None = None,
         loss_weights: dict[str, float] | None = None,
         lora: dict[str, Any] | None = None,
         language_model: str | None = None,
@@ -54,6 +58,7 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         self.prompt_width, self.seg_hidden, self.seg_state = prompt_width, seg_hidden, seg_state
         self.chat_template, self.refusal_bias, self.min_score = chat_template, refusal_bias, min_score
         self.candidates, self.prompt_style = candidates, prompt_style
+        self.evaluation_answer, self.trained_on = evaluation_answer, trained_on
         self.loss_weights = loss_weights or {"ce": 1.0, "bce": 2.0, "dice": 0.5}
         self.lora, self.language_model, self.language_config = lora, language_model, language_config
         self.nouns = nouns or []

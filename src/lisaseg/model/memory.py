@@ -42,7 +42,8 @@ PUBLIC: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 CLIP_L14 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": 224,
             "projection_dim": 768}  # fmt: skip
-WORKING = 2_500_000_000  # bytes beside the weights while one question is answered, about: the mask encoder's attention above all; measured
+# Bytes beside the weights while one question is answered in bfloat16: the mask encoder's attention above all. Measured: benchmarks/full_size_7b.py.
+WORKING = 1_750_000_000
 
 
 @dataclass(frozen=True)

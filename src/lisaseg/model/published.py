@@ -199,6 +199,7 @@ def read_config(
             prompt_width=width,
             seg_hidden=int(values["hidden_size"]),
             seg_state="emit",
+            evaluation_answer="[SEG].",
             chat_template=template if wrapped else f"{template}_bare",
             prompt_style=values.get("prompt_style") or ("lisa" if wrapped else "lisa_plus"),
             language_config={"model_type": "llama"} | {k: values[k] for k in _LLAMA if values.get(k) is not None},

@@ -29,9 +29,11 @@ class ImageContext:
     maps: Any
 
     def split(self) -> list[ImageContext]:
-        """One context for each picture."""
+        """One context for each picture, a copy: a view would keep the whole batch in memory as long as one picture is remembered."""
+        if len(self.tokens) == 1:
+            return [self]
         maps = [None] * len(self.tokens) if self.maps is None else self.maps.split()
-        return [ImageContext(t[None], m) for t, m in zip(self.tokens, maps, strict=True)]
+        return [ImageContext(t[None].clone(), m) for t, m in zip(self.tokens, maps, strict=True)]
 
     @classmethod
     def join(cls, contexts: Sequence[ImageContext]) -> ImageContext:

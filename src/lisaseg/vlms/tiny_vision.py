@@ -35,8 +35,8 @@ class TinyMaps:
     valid: Tensor
 
     def split(self) -> list[TinyMaps]:
-        """One for each picture."""
-        parts = [getattr(self, f.name).split(1) for f in fields(self)]
+        """One for each picture, a copy."""
+        parts = [[part.clone() for part in getattr(self, f.name).split(1)] for f in fields(self)]
         return [TinyMaps(*row) for row in zip(*parts, strict=True)]
 
     @classmethod

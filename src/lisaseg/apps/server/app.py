@@ -1,0 +1,97 @@
+"""The application: routes, errors and the OpenAPI document put together, behind the gate."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from lisaseg import __version__
+from lisaseg.apps.server import schemas
+from lisaseg.apps.server.catalogue import ApiError
+from lisaseg.apps.server.gate import Gate
+from lisaseg.apps.server.routes import about, export, images, openai, pages, segment, sessions
+from lisaseg.apps.server.service import Service
+from lisaseg.apps.server.settings import Settings
+
+REQUESTS = (schemas.ImageUpload, schemas.SegmentRequest, schemas.SessionRequest, schemas.MessageRequest, schemas.RetryRequest,
+            schemas.ExportRequest, schemas.ChatRequest)  # fmt: skip
+
+
+def create_app(settings: Settings, on_failure: Callable[[str, int], None] = lambda message, code: None) -> Gate:
+    """The whole service as an ASGI application; engines start with its lifespan.
+
+    Raises:
+        UsageError: the state folder cannot be used.
+    """
+    service = Service(settings, on_failure)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="lisaseg", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan, redirect_slashes=False,
+        summary="Ask a question about a picture, get the answer in words and in pixels.",
+    )  # fmt: skip
+    app.state.service = service
+    for group in (about, images, segment, sessions, openai, export, pages):
+        app.include_router(group.router)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return Gate(app, settings, service.metrics)
+
+
+def service_of(gate: Gate) -> Service:
+    """The parts inside."""
+    return gate.app.state.service  # type: ignore[attr-defined,no-any-return]
+
+
+def _response(request: Request, error: ApiError) -> JSONResponse:
+    request.scope["state"]["code"] = error.code
+    return JSONResponse(error.body(request.state.request_id), error.status, error.headers)
+
+
+async def _api_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return _response(request, error)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    """What the router refuses."""
+    status = getattr(error, "status_code", 500)
+    response = _response(
+        request, ApiError({404: "not_found", 405: "method_not_allowed"}.get(status, "invalid_request" if status < 500 else "internal"))
+    )
+    for name, value in (getattr(error, "headers", None) or {}).items():  # Allow
+        response.headers[name] = value
+    return response
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    return _response(request, ApiError("invalid_request"))
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """OpenAPI 3.1; the request bodies are read by `bodies.read`, so their schemas are added here."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        _, definitions = models_json_schema([(model, "validation") for model in REQUESTS], ref_template="#/components/schemas/{model}")
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {}).update(definitions["$defs"])
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}, {}]
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,57 @@
+"""The server about itself: health, readiness, limits, metrics, version."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from lisaseg import __version__
+from lisaseg.apps.server.metrics import CONTENT_TYPE
+from lisaseg.imaging import FORMATS
+from lisaseg.types import MODES
+
+router = APIRouter(tags=["about"])
+EXPORTS = ("json", "coco", "masks", "overlay", "zip")
+
+
+@router.get("/healthz", summary="The process lives")
+async def healthz() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@router.get("/readyz", summary="Questions are answered (503 if not)")
+async def readyz(request: Request) -> Response:
+    service = request.app.state.service
+    state = service.scheduler.state
+    engines = [lane.worker.state for lane in service.scheduler.lanes]
+    body = {"status": state, "model": service.settings.model_name, "queue_depth": service.scheduler.depth, "engines": engines}
+    headers = {} if state == "ready" else {"Retry-After": "2"}
+    return JSONResponse({**body, "uptime_seconds": round(time.time() - service.started, 1)}, 200 if state == "ready" else 503, headers)
+
+
+@router.get("/version", summary="Name and version")
+async def version(request: Request) -> dict[str, str]:
+    return {"name": "lisaseg", "version": __version__, "model": request.app.state.service.settings.model_name, "api": "v1"}
+
+
+@router.get("/v1/limits", summary="Every limit in force")
+async def limits(request: Request) -> dict[str, Any]:
+    settings = request.app.state.service.settings
+    said = {"url_input": bool(settings.url_hosts), "key_required": bool(settings.keys), "workers": settings.workers}
+    return {
+        **settings.limits.model_dump(),
+        **said,
+        "modes": MODES,
+        "mask_formats": ["rle", "png", "none"],
+        "image_formats": FORMATS,
+        "exports": EXPORTS,
+    }
+
+
+@router.get("/metrics", summary="Counters for Prometheus", response_class=Response)
+async def metrics(request: Request) -> Response:
+    return Response(request.app.state.service.metrics.render(), media_type=CONTENT_TYPE)

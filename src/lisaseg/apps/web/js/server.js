@@ -1,0 +1,49 @@
+/** How the server is: looked at now and then, often while it is not ready, never while the page is hidden. */
+
+import { $ } from "./dom.js";
+
+const SLOW = 15_000;
+const FAST = 1_500;
+
+/**
+ * @param {import("./state.js").Store} store
+ * @param {import("./api.js").Api} api
+ * @param {() => Promise<void>} onBack called when the server is ready and was not, and its limits are not known
+ */
+export function watchServer(store, api, onBack) {
+  /** @type {number | undefined} */
+  let timer;
+  const look = async () => {
+    clearTimeout(timer);
+    const server = await readiness(store.state.server.model);
+    const same = JSON.stringify(server) === JSON.stringify(store.state.server);
+    if (!same) store.set({ server });
+    if (server.state !== "offline" && !store.state.limits) await onBack();
+    timer = setTimeout(() => !document.hidden && look(), server.state === "ready" && !server.queue ? SLOW : FAST);
+  };
+  document.addEventListener("visibilitychange", () => !document.hidden && look());
+  addEventListener("online", look);
+  store.subscribe((state, before) => state.server !== before.server && show(state.server));
+  return look;
+}
+
+/** @param {string} model known before */
+async function readiness(model) {
+  try {
+    const response = await fetch("/readyz", { cache: "no-store", signal: AbortSignal.timeout(8000) });
+    const body = await response.json();
+    return { state: body.status, model: body.model, queue: body.queue_depth };
+  } catch {
+    return { state: "offline", model, queue: 0 };
+  }
+}
+
+const WORDS = { loading: "loading the model", restarting: "restarting", draining: "shutting down", failed: "out of order", offline: "not reachable", unknown: "connecting" };
+
+/** @param {{state: string, model: string, queue: number}} server */
+function show({ state, model, queue }) {
+  $("server").dataset.state = state;
+  const word = WORDS[state] ?? (queue ? `${queue} waiting` : "ready");
+  $("server-text").textContent = model ? `${model} · ${word}` : word;
+  $("server").title = $("server-text").textContent;
+}
