@@ -92,6 +92,15 @@ def test_a_part_that_lacks_a_tensor_is_refused(tmp_path: Path, data: Path, lost:
         open_trainee(read(path, toml(parts, "model.parts")), CPU)
 
 
+def test_float16_leaves_sams_encoder_alone(tmp_path: Path, data: Path) -> None:
+    path = world.write_recipe(tmp_path / "r.toml", world.write_model(tmp_path / "LISA"), data, tmp_path / "run", optim__precision="float16")
+    model = open_trainee(read(path, []), CPU).model
+    assert next(model.vlm.language_model.model.layers.parameters()).dtype == torch.float16
+    with torch.autocast("cpu", torch.float16), torch.no_grad():
+        features = model.mask_decoder.encode(torch.randn(1, 3, 64, 64))  # type: ignore[operator]
+    assert features.embedding.dtype == torch.float32
+
+
 # -- lisa-tiny
 
 
