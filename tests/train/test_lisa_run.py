@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -204,6 +205,26 @@ def test_no_number_stops_before_it_does_harm(recipe: Path, tmp_path: Path) -> No
     with pytest.raises(TrainingError, match=r"loss is (nan|inf).*next|Lower optim\.lr"):
         world.train(recipe, "optim.lr=1e30", "optim.clip=1e30", "probe.every=0", "optim.steps=20", "save_every=1")
     assert all(p.isfinite().all() for p in parameters(tmp_path / "run").values()) or len(world.read_log(tmp_path / "run")) > 0
+
+
+def test_out_of_memory_names_the_next_cheaper_setting(recipe: Path) -> None:
+    """A real refusal of memory, in a process of its own."""
+
+    def starve() -> None:
+        import resource
+
+        limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + 150 * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        try:
+            world.train(recipe, "optim.batch=600", "optim.accumulation=1", "probe.every=0")
+        except TrainingError as error:
+            os._exit(0 if "Out of memory" in error.message and "gradient_checkpointing" in error.next_step else 3)
+        os._exit(4)
+
+    process = multiprocessing.get_context("fork").Process(target=starve)
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
 
 
 def test_a_run_that_learns_nothing_stops(recipe: Path, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_parts_make_a_lisa_and_only_what_none_holds_is_new(tmp_path: Path, data:
     out = export_run(tmp_path / "run", tmp_path / "LISA", "last")
     assert lisaseg.load(out, dtype="float32", device="cpu", offline=True).model.config.chat_template == "llava_v1"
     same_masks(rebuild(tmp_path / "run", "last"), load_model(out, torch.float32, offline=True)[0], read(path, toml(parts, "model.parts")))
+    assert json.loads((out / "config.json").read_text())["trained_on"] == [{"name": data.parent.name, "split": "train"}]
 
 
 @pytest.mark.parametrize("lost", ["mask_decoder.iou_token.weight", "image_encoder.pos_embed"])
@@ -89,6 +90,15 @@ def test_a_part_that_lacks_a_tensor_is_refused(tmp_path: Path, data: Path, lost:
     path.write_text(path.read_text().replace(f'start = "{tmp_path}"\n', ""))
     with pytest.raises(ModelLoadError, match=rf"unexpected: model\.visual_model\.stray.*missing: model\.visual_model\.{lost}"):
         open_trainee(read(path, toml(parts, "model.parts")), CPU)
+
+
+def test_float16_leaves_sams_encoder_alone(tmp_path: Path, data: Path) -> None:
+    path = world.write_recipe(tmp_path / "r.toml", world.write_model(tmp_path / "LISA"), data, tmp_path / "run", optim__precision="float16")
+    model = open_trainee(read(path, []), CPU).model
+    assert next(model.vlm.language_model.model.layers.parameters()).dtype == torch.float16
+    with torch.autocast("cpu", torch.float16), torch.no_grad():
+        features = model.mask_decoder.encode(torch.randn(1, 3, 64, 64))  # type: ignore[operator]
+    assert features.embedding.dtype == torch.float32
 
 
 # -- lisa-tiny

@@ -36,7 +36,14 @@ def check_target(run: Path, out: Path) -> None:
 
 
 def export_model(
-    model: LisaModel, family: str, source: Path, out: Path, added: dict[str, int] | None = None, note: dict[str, Any] | None = None
+    model: LisaModel,
+    family: str,
+    source: Path,
+    out: Path,
+    *,
+    added: dict[str, int] | None = None,
+    trained_on: list[dict[str, str]] | None = None,
+    note: dict[str, Any] | None = None,
 ) -> Path:
     """Write a trained model.
 
@@ -46,6 +53,7 @@ def export_model(
         source: folder that config and tokenizer are taken from.
         out: does not exist yet; appears when everything is written.
         added: added tokens and their ids, for "llava".
+        trained_on: name and split of every data set that the model has seen, for config.json; None = not known.
         note: kept in `export.json`.
 
     Returns:
@@ -63,7 +71,12 @@ def export_model(
             _write_tiny(model, aside)
         else:
             _write_published(model, source, aside, added or {})
+        values = read_json(aside / "config.json")
+        values.pop("trained_on", None)  # of the model that training began with: no longer the whole truth
+        (aside / "config.json").write_text(json.dumps(values | ({"trained_on": trained_on} if trained_on else {}), indent=1, sort_keys=True) + "\n")
         (aside / EXPORT_FILE).write_text(json.dumps({"format": 1, **(note or {})}, indent=1) + "\n")
+        for file in aside.rglob("*.safetensors"):
+            file.chmod(0o644)  # safetensors writes 0600
         os.replace(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -215,11 +215,11 @@ class Steps(torch.utils.data.Dataset):
         return replace(micro, faults=self._faults)
 
 
-def micro_batches(steps: Steps, start: int, workers: int, pin: bool) -> Iterator[MicroBatch]:
+def micro_batches(steps: Steps, start: int, workers: int) -> Iterator[MicroBatch]:
     """Micro-batches from number `start` on, read ahead by `workers` processes; raises what went wrong in one."""
     order = range(start, len(steps))
     loader = torch.utils.data.DataLoader(
-        steps, batch_size=None, sampler=order, num_workers=workers, collate_fn=_same, prefetch_factor=4 if workers else None, pin_memory=False
+        steps, batch_size=None, sampler=order, num_workers=workers, collate_fn=_same, prefetch_factor=4 if workers else None
     )
     for micro in loader:
         if isinstance(micro, LisaSegError):

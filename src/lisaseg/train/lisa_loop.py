@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,19 @@ class Step(nn.Module):
 
 @dataclass
 class Probe:
-    """The mini-set and what it has shown: [SEG] accuracy and IoU at step 0 and the best since."""
+    """The mini-set and what it has shown: [SEG] accuracy and IoU at step 0, the best of each so far, and the step of the best IoU."""
 
     batches: list[MicroBatch]
     first: tuple[float, float] | None = None
     best: tuple[float, float] = (0.0, 0.0)
+    best_step: int = 0
 
-    def add(self, seg: float, iou: float) -> None:
+    def add(self, step: int, seg: float, iou: float) -> None:
         """Take in one measurement."""
-        self.first = self.first or (seg, iou)
+        if self.first is None:
+            self.first = seg, iou
+        elif iou > self.best[1]:
+            self.best_step = step
         self.best = max(self.best[0], seg), max(self.best[1], iou)
 
     @property
@@ -170,19 +175,27 @@ class Trainer:
 
     # -- steps
 
-    def run(self, progress: Any = None, until: int | None = None) -> None:
-        """Train to the end, or to step `until`."""
+    def run(self, progress: Any = None, say: Callable[[str], None] | None = None) -> None:
+        """Train to the end.
+
+        Args:
+            progress: `lisaseg.train.progress.Report`. say: called with what should be read before the first step.
+
+        Raises:
+            TrainingError: see `one_step`; or nothing is learned. DataError: a sample is wrong.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
-        recipe, end = self.recipe, min(self.recipe.optim.steps, until or self.recipe.optim.steps)
+        recipe, end = self.recipe, self.recipe.optim.steps
         main = self.accelerator.is_main_process
         writer = SummaryWriter(str(recipe.out), purge_step=self.step + 1) if main else None
         if main:
             _forget_after(recipe.out / "log.jsonl", self.step)
         if self.step == 0 and self.probe:
             self._measure(writer)
-        pin = self.accelerator.device.type == "cuda"
-        batches = micro_batches(self.data, self.step * recipe.optim.accumulation, recipe.data.workers, pin)
+            if say is not None and self.probe.first:
+                say(f"mini-set at step 0: [SEG] accuracy {self.probe.first[0]:.2f}, IoU {self.probe.first[1]:.3f}")
+        batches = micro_batches(self.data, self.step * recipe.optim.accumulation, recipe.data.workers)
         self.module.train()
         while self.step < end:
             began = time.perf_counter()
@@ -192,13 +205,16 @@ class Trainer:
             self.window.append(values | {"seconds_per_step": time.perf_counter() - began})
             probed = bool(self.probe) and (self.step % max(1, recipe.probe.every) == 0 or self.step == end)
             saved = self.step % recipe.save_every == 0 or self.step == end
+            looks = self._measure(writer) if probed else {}
             if self.step % recipe.log_every == 0 or probed or saved:
-                self._log(writer, progress, end)
-            better = self._measure(writer) if probed else False
+                self._log(writer, progress, end, looks)
+            better = probed and self.probe is not None and self.probe.best_step == self.step
             if saved or better:
                 self.save()
             if better and main and self.probe:
                 self.checkpoints.set_best(self.step, self.probe.best[1])
+            if probed:
+                self._stop_if_flat()
         if writer is not None:
             writer.close()
 
@@ -257,30 +273,33 @@ class Trainer:
 
     # -- what people see
 
-    def _measure(self, writer: Any) -> bool:
-        """Measure and write down; True if this is the best IoU so far. Stops a run that learns nothing."""
+    def _measure(self, writer: Any) -> dict[str, float]:
+        """Measure the mini-set and write it down."""
         assert self.probe is not None
         seg, iou = self.measure()
-        better = iou > self.probe.best[1] and self.step > 0
-        self.probe.add(seg, iou)
-        self._write(writer, {"probe_seg": seg, "probe_iou": iou})
-        patience = self.recipe.probe.patience
-        if patience and self.step >= patience and self.probe.flat and self.probe.first:
+        self.probe.add(self.step, seg, iou)
+        values = {"probe_seg": seg, "probe_iou": iou}
+        self._write(writer, values)
+        return values
+
+    def _stop_if_flat(self) -> None:
+        patience, probe = self.recipe.probe.patience, self.probe
+        if patience and self.step >= patience and probe is not None and probe.first and probe.flat:
+            (seg, iou), (best_seg, best_iou) = probe.first, probe.best
             raise TrainingError(
-                f"After {self.step} steps the mini-set is where it was at step 0: [SEG] accuracy {self.probe.first[0]:.2f} -> {seg:.2f}, "
-                f"IoU {self.probe.first[1]:.3f} -> {iou:.3f}.",
+                f"After {self.step} steps the mini-set is where it was at step 0: [SEG] accuracy {seg:.2f} -> {best_seg:.2f}, "
+                f"IoU {iou:.3f} -> {best_iou:.3f}.",
                 next_step="Look at the loss in TensorBoard; raise optim.lr or the effective batch, check the data's masks; probe.patience=0 goes on.",
             )
-        return better
 
-    def _log(self, writer: Any, progress: Any, end: int) -> None:
+    def _log(self, writer: Any, progress: Any, end: int, looks: dict[str, float]) -> None:
         keys = list(dict.fromkeys(key for values in self.window for key in values))
         kept = {key: [values[key] for values in self.window if key in values] for key in keys}
         means = {key: sum(values) / len(values) for key, values in kept.items()}
         self.window = []
         self._write(writer, means)
         if progress is not None and self.accelerator.is_main_process:
-            progress(self.step, end, {key: value for key, value in means.items() if key != "lr"})  # too small for three places
+            progress(self.step, end, {key: value for key, value in (means | looks).items() if key != "lr"})  # too small for three places
 
     def _write(self, writer: Any, values: dict[str, float]) -> None:
         if writer is None:

@@ -201,7 +201,9 @@ def _make_trainable(trainee: Trainee, settings: ModelSettings, dtype: torch.dtyp
         p.requires_grad_("lora_" in name and settings.lora.rank > 0)
     _open_rows(trainee, settings, dtype)
     sam = getattr(model.mask_decoder, "sam", None)
-    if sam is not None and dtype != torch.float16:  # SAM's neck overflows in float16
+    if sam is not None and dtype == torch.float16:  # SAM's neck overflows in it
+        keep_out_of_autocast(sam.vision_encoder.float())
+    elif sam is not None:
         sam.vision_encoder.to(dtype)
     if settings.mask_decoder and sam is not None:
         model.mask_decoder.freeze_unreached()  # type: ignore[operator]
@@ -215,6 +217,17 @@ def _make_trainable(trainee: Trainee, settings: ModelSettings, dtype: torch.dtyp
             part.requires_grad_(True)  # type: ignore[operator]
     for p in trainee.learned().values():
         p.data = p.data.float()
+
+
+def keep_out_of_autocast(module: nn.Module) -> None:
+    """Have a module compute in the format of its weights, whatever is asked for around it."""
+    compute = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(next(module.parameters()).device.type, enabled=False):
+            return compute(*args, **kwargs)
+
+    module.forward = forward  # type: ignore[method-assign]
 
 
 def _open_rows(trainee: Trainee, settings: ModelSettings, dtype: torch.dtype) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lisaseg.errors import LisaSegError, TrainingError, UsageError
+from lisaseg.model.published import read_json
 from lisaseg.train.lisa_checkpoint import Checkpoints, read_parameters
 from lisaseg.train.lisa_config import LisaRecipe
 from lisaseg.train.lisa_data import Collator, Steps, probe_batches
@@ -46,7 +47,8 @@ def run(path: Path, overrides: list[str], *, resume: bool = True, dry_run: bool 
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
-        raise TrainingError(f"Out of memory on {accelerator.device}: {str(error).splitlines()[0]}", next_step=cheaper(recipe)) from error
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TrainingError(f"Out of memory on {accelerator.device}: {what}.", next_step=cheaper(recipe)) from error
     finally:
         accelerator.end_training()
 
@@ -70,7 +72,7 @@ def _run(recipe: LisaRecipe, accelerator: Any, log: Callable[[str], None], resum
     if resume and trainer.resume():
         log(f"resumed at step {trainer.step}")
     with reporting("train") as progress:
-        trainer.run(progress)
+        trainer.run(progress, log)
     if trainer.faults:
         log(f"{trainer.faults} samples were passed over; `lisaseg data check` names them")
     log(f"done: {recipe.out}; write the model with `lisaseg export {recipe.out} OUT`")
@@ -249,4 +251,15 @@ def export_run(run_folder: Path, out: Path, which: str = "best") -> Path:
     check_target(run_folder, out)
     trainee = rebuild(run_folder, which)
     note = {"run": run_folder.resolve().name, "which": which, "recipe": json.loads((run_folder / RECIPE_FILE).read_text())}
-    return export_model(trainee.model, trainee.family, trainee.folder, out, trainee.added, note)
+    seen = seen_data(trainee, checked(LisaRecipe, note["recipe"], run_folder / RECIPE_FILE))
+    return export_model(trainee.model, trainee.family, trainee.folder, out, added=trainee.added, trained_on=seen, note=note)
+
+
+def seen_data(trainee: Trainee, recipe: LisaRecipe) -> list[dict[str, str]] | None:
+    """Name and split of all data that a model has seen after a run, as `trained_on` of config.json lists them; None if the start does not say."""
+    before: Any = [] if recipe.model.parts else read_json(trainee.folder / "config.json").get("trained_on")
+    if not isinstance(before, list):
+        return None
+    sets = [{"name": name, "split": recipe.data.splits.get(name, "train")} for names in recipe.data.sets.values() for name in names]
+    files = [{"name": one.path.resolve().parent.name, "split": one.path.stem} for one in recipe.data.jsonl.values()]
+    return [*before, *(entry for entry in sets + files if entry not in before)]
