@@ -54,7 +54,7 @@ def test_eight_pictures_are_learned_by_heart(tmp_path: Path) -> None:
         f"data.jsonl.mine.path={json.dumps(str(data))}",
         f"probe.jsonl={json.dumps(str(data))}",
         f"out={json.dumps(str(tmp_path / 'run'))}",
-        *("probe.size=8", "probe.every=20", "optim.steps=60", "optim.lr=1e-3", "optim.warmup=5", "model.neck=true", "data.questions=1"),
+        *("probe.size=8", "probe.every=15", "optim.steps=30", "optim.lr=1e-3", "optim.warmup=5", "model.neck=true", "data.questions=1"),
     )
     probes = world.read_log(tmp_path / "run", "probe_iou")
     assert probes[0] < 0.8, "there is nothing to learn"
