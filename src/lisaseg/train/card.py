@@ -39,7 +39,7 @@ Generated mode (the model decides whether to answer with a mask), ReasonSeg's qu
 {scores}
 
 The scores are somewhat optimistic. The validation queries and their photos were not trained on, but choices were made on them: that names are weighed
-(6 candidates, temperature 1.5: about 29.6 on `val` and 38.2 on a random 100 of `val_plain` before `min_score`; greedy 25.5 and 38.3), and
+(6 candidates, temperature 1.5, among some thirty settings; greedy decoding had 25.5 on `val` and 38.3 on a random 100 of `val_plain`), and
 `min_score`, which turns an answer whose mask looks bad into a refusal. Earlier versions were looked at on the same sets. A set that nobody has looked
 at would be the fair test. The categories are a random subset.
 
