@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from lisaseg.store import write_manifest
-from lisaseg.train.card import model_card
+from lisaseg.train.card import model_card, training_table
 
 # What `lisaseg eval` compares its data with: name and split of every set whose pictures or texts were trained on. The card says the same in words.
 TRAINED_ON = [
@@ -19,6 +19,7 @@ TRAINED_ON = [
     *({"name": "pool", "split": f"{part}_train"} for part in ("coco", "ccp", "pets", "camvid", "humanseg")),
     {"name": "cutouts", "split": "train"},
     {"name": "wordnet", "split": "train"},
+    *({"name": "reason", "split": part} for part in ("train", "train_no_target")),
 ]
 
 
@@ -36,7 +37,9 @@ def main(run: Path, scores_file: Path) -> None:
     if "refusal_bias" in scores:
         config["refusal_bias"] = scores["refusal_bias"]
     (target / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-    (target / "MODEL_CARD.md").write_text(model_card(run, 0, scores))
+    table = run / "training.md"  # written by hand where a run was made of pieces
+    training = table.read_text().strip() if table.is_file() else training_table(run)
+    (target / "MODEL_CARD.md").write_text(model_card(training, 0, scores))
     write_manifest(target)
     print(target, f"{sum(f.stat().st_size for f in target.iterdir()) / 1e6:.1f} MB")
 

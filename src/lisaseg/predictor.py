@@ -23,6 +23,7 @@ from lisaseg.imaging import ImageSource, Picture, Placement, open_image
 from lisaseg.model.lisa import LisaModel
 from lisaseg.model.memory import Setting, within_memory
 from lisaseg.model.remembering import PictureMemory
+from lisaseg.model.weighing import weigh_names
 from lisaseg.tokenization import Tokenizer, clean_instruction
 from lisaseg.types import MODES, PLUS_MODES, SEG_TEXT, Answer, Mode, Segment, Status, Turn
 from lisaseg.vlms.base import Generation, ImageContext, left_pad
@@ -30,7 +31,6 @@ from lisaseg.vlms.base import Generation, ImageContext, left_pad
 DEFAULT_NEW_TOKENS = 64
 REMEMBERED_PICTURES = 8
 MAX_SEGMENTS = 16  # masks of one answer: a model that repeats [SEG] must not fill the memory
-NAME_TEMPERATURE = 3.0
 
 
 def load(
@@ -233,28 +233,12 @@ class Predictor:
         return [self._build(job, row, *m, times) for job, row, m in zip(jobs, rows, masks, strict=True)]
 
     def _reconsider(self, job: _Job, row: Generation) -> Generation:
-        """Look before naming: of the names that are seen in the picture and the one that was generated, give the best.
-
-        "what would you stand on to ride a wave" makes "wave" likely although there may be none; its mask scores low, the surfboard's high. The
-        worth of a name is log p(name) / temperature + log(estimated IoU of its mask); the temperature allows for a language model that is too sure.
-        Only short answers "It is the NAME [SEG]." are reconsidered.
-        """
-        config, tokenizer, seg = self.model.config, self.tokenizer, self.tokenizer.seg_id
-        opening = tokenizer.plain(prompts.NAMED_OPENING)
-        if job.mode == "text" or config.candidates < 1 or len(row.states) != 1 or row.ids[: len(opening)] != opening:
+        """The answer with the name that fits the picture best; see `weigh_names`."""
+        if job.mode == "text":
             return row
-        at = row.ids.index(seg)
-        if len(row.ids) > at + 3:  # more than a full stop follows: the rest would not fit another name
-            return row
-        names = [config.nouns[i] for i in self.model.vlm.seen_names(job.encoded.context, config.candidates)]
-        ways = [row.ids[: at + 1], *([*tokenizer.plain(f"{prompts.NAMED_OPENING} {name}"), seg] for name in names)]
-        ids = torch.tensor(job.ids, device=self.model.device)
-        embeds = self.model.vlm.embed(ids[None], job.encoded.context.tokens, torch.zeros(1, dtype=torch.long, device=ids.device))[0]
-        logp, states = self.model.vlm.score_continuations(embeds, ways)
-        _, scores = self._decode(job.encoded, states)
-        worth = logp[:, len(opening) :].sum(1) / NAME_TEMPERATURE + scores.clamp(min=1e-3).log()
-        best = int(worth.argmax())
-        return row if best == 0 else Generation(ways[best] + row.ids[at + 1 :], [states[best]], row.finished)
+        floor = float(self.model.config.min_score) if job.mode == "auto" else 0.0
+        encoded = job.encoded
+        return weigh_names(self.model, self.tokenizer, job.ids, encoded.context, row, lambda states: self._decode(encoded, states)[1], floor)
 
     def _generate(
         self,

@@ -1,0 +1,56 @@
+"""Look before naming: weigh the name in an answer against the names that the vision tower sees in the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lisaseg import prompts
+from lisaseg.model.lisa import LisaModel
+from lisaseg.tokenization import Tokenizer
+from lisaseg.vlms.base import Generation, ImageContext
+
+NAME_TEMPERATURE = 1.5  # the language model is too sure of its names; chosen on validation queries, see the model card of lisa-tiny
+
+
+def weigh_names(
+    model: LisaModel,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    context: ImageContext,
+    row: Generation,
+    estimate: Callable[[Tensor], Tensor],
+    floor: float = 0.0,
+) -> Generation:
+    """Of the names that are seen in the picture and the one that was generated, give the best.
+
+    "what would you stand on to ride a wave" makes "wave" likely although there may be none; its mask scores low, the surfboard's high. The
+    worth of a name is log p(name) / temperature + log(estimated IoU of its mask). Only short answers "It is the NAME [SEG]." are weighed.
+
+    Args:
+        prompt: ids of the question, with the picture's slot. context: the picture.
+        row: what was generated.
+        estimate: states (n, D) behind `[SEG]` -> estimated IoU of their masks (n,).
+        floor: an answer whose own mask is estimated below this is left as it is: what it names is not there, so it will become a refusal, and
+            a better-looking mask of another thing would only hide that.
+    """
+    config, seg = model.config, tokenizer.seg_id
+    opening = tokenizer.plain(prompts.NAMED_OPENING)
+    if config.candidates < 1 or len(row.states) != 1 or row.ids[: len(opening)] != opening:
+        return row
+    at = row.ids.index(seg)
+    if len(row.ids) > at + 3:  # more than a full stop follows: the rest would not fit another name
+        return row
+    names = [config.nouns[i] for i in model.vlm.seen_names(context, config.candidates)]
+    ways = [row.ids[: at + 1], *([*tokenizer.plain(f"{prompts.NAMED_OPENING} {name}"), seg] for name in names)]
+    ids = torch.tensor(prompt, device=model.device)
+    embeds = model.vlm.embed(ids[None], context.tokens, torch.zeros(1, dtype=torch.long, device=ids.device))[0]
+    logp, states = model.vlm.score_continuations(embeds, ways)
+    scores = estimate(states)
+    worth = logp[:, len(opening) :].sum(1) / NAME_TEMPERATURE + scores.clamp(min=1e-3).log()
+    best = int(worth.argmax())
+    if best == 0 or float(scores[0]) < floor:
+        return row
+    return Generation(ways[best] + row.ids[at + 1 :], [states[best]], row.finished)
