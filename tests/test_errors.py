@@ -9,7 +9,6 @@ import pytest
 from lisaseg import errors
 from lisaseg.errors import LisaSegError
 
-
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, LisaSegError)]
 
 
