@@ -40,11 +40,14 @@ class LisaSegError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Errors travel between processes (data workers) whole."""
-        return _again, (type(self), self.message, self.next_step, self.code)
+        return _again, (type(self), self.args, self.__dict__)
 
 
-def _again(kind: type[LisaSegError], message: str, next_step: str, code: str) -> LisaSegError:
-    return kind(message, next_step=next_step, code=code)
+def _again(kind: type[LisaSegError], args: tuple[Any, ...], values: dict[str, Any]) -> LisaSegError:
+    error = kind.__new__(kind)  # not its __init__: subclasses may want other arguments
+    error.args = args
+    error.__dict__.update(values)
+    return error
 
 
 class InputError(LisaSegError):

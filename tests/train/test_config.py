@@ -10,6 +10,7 @@ from lisaseg.errors import UsageError
 from lisaseg.train.config import Recipe, StageConfig, load_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"))
+STAGED = [path for path in RECIPES if path.name.startswith("lisa-tiny")]  # the others are tested in test_lisa_start.py
 SMALL = """
 out = "runs/a"
 [data]
@@ -30,7 +31,7 @@ def small(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", STAGED, ids=lambda p: p.name)
 def test_every_recipe_parses(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.stages and recipe.data.files
@@ -44,7 +45,7 @@ def test_every_recipe_says_how_to_run_it(path: Path) -> None:
 
 
 def test_there_are_recipes() -> None:
-    assert RECIPES
+    assert STAGED
 
 
 def test_defaults(small: Path) -> None:

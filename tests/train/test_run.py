@@ -29,7 +29,7 @@ from lisaseg.train.texts import NounBook
 from lisaseg.train.view_sources import CachedViews
 from lisaseg.vlms.tiny_trunk import TinyTrunk
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"))
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("lisa-tiny*.toml"))
 TEXT = """
 out = "{root}/run"
 threads = 1
