@@ -19,7 +19,7 @@ SOURCE, TARGET = ROOT / "examples", ROOT / "src/lisaseg/apps/web/examples"
 MODEL = "lisa-tiny"
 # (id, photo, what it shows, [(question, mode), ...]): two turns, a reason, a function, a role, a place, and something that is not there
 EXAMPLES = [
-    ("astronaut", "astronaut.jpg", "A smiling astronaut in an orange suit", [("Who has been to space?", "auto"), ("her hair", "segment")]),
+    ("astronaut", "astronaut.jpg", "A smiling astronaut in an orange suit", [("Who has been to space?", "auto"), ("the hair", "auto")]),
     ("cat", "cat.jpg", "A tabby cat that looks past the camera", [("Which animal hunts mice? Explain.", "explain")]),
     ("coffee", "coffee.jpg", "A cup of coffee with a spoon on a red saucer", [("the thing one drinks from", "auto")]),
     ("photographer", "photographer.jpg", "A man behind a camera on a tripod", [("Who takes the picture?", "auto")]),

@@ -237,8 +237,8 @@ class Predictor:
         if job.mode == "text":
             return row
         floor = float(self.model.config.min_score) if job.mode == "auto" else 0.0
-        encoded = job.encoded
-        return weigh_names(self.model, self.tokenizer, job.ids, encoded.context, row, lambda states: self._decode(encoded, states)[1], floor)
+        encoded, asked = job.encoded, job.instruction
+        return weigh_names(self.model, self.tokenizer, job.ids, asked, encoded.context, row, lambda states: self._decode(encoded, states)[1], floor)
 
     def _generate(
         self,

@@ -95,7 +95,9 @@ def test_words_rows_and_pixels_light_together(two: Desk) -> None:
     assert two.changed(calm) < 0.001
     two.point_of_badge(2)
     assert two.page.locator(".chip.lit").inner_text().split()[0] == "2"
-    assert two.text("#tip") == "2 the hair · 4.0 %"
+    segment = recorded()[1]["segments"][0]
+    share = 100 * segment["area"] / (segment["mask"]["size"][0] * segment["mask"]["size"][1])
+    assert two.text("#tip") == f"2 {segment['phrase']} · {share:.1f} %"
     two.page.mouse.down()
     two.page.mouse.up()
     assert two.page.get_attribute(".chip >> nth=1", "aria-pressed") == "true", "a click holds it"

@@ -19,6 +19,7 @@ def weigh_names(
     model: LisaModel,
     tokenizer: Tokenizer,
     prompt: list[int],
+    instruction: str,
     context: ImageContext,
     row: Generation,
     estimate: Callable[[Tensor], Tensor],
@@ -30,7 +31,9 @@ def weigh_names(
     worth of a name is log p(name) / temperature + log(estimated IoU of its mask). Only short answers "It is the NAME [SEG]." are weighed.
 
     Args:
-        prompt: ids of the question, with the picture's slot. context: the picture.
+        prompt: ids of the question, with the picture's slot. instruction: what the user typed; a name that stands in it is not weighed: who
+            asks for the hair shall not get the person.
+        context: the picture.
         row: what was generated.
         estimate: states (n, D) behind `[SEG]` -> estimated IoU of their masks (n,).
         floor: an answer whose own mask is estimated below this is left as it is: what it names is not there, so it will become a refusal, and
@@ -42,6 +45,8 @@ def weigh_names(
         return row
     at = row.ids.index(seg)
     if len(row.ids) > at + 3:  # more than a full stop follows: the rest would not fit another name
+        return row
+    if tokenizer.decode(row.ids[len(opening) : at]).strip().lower() in instruction.lower():
         return row
     names = [config.nouns[i] for i in model.vlm.seen_names(context, config.candidates)]
     ways = [row.ids[: at + 1], *([*tokenizer.plain(f"{prompts.NAMED_OPENING} {name}"), seg] for name in names)]
