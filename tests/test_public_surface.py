@@ -16,7 +16,7 @@ from lisaseg import errors
 
 SURFACE = {"load", "Predictor", "Chat", "Client", "Answer", "Segment", "Sample", "Turn", "Query", "LisaSegError", "__version__"}
 LAZY = sorted(SURFACE - {"__version__"})
-ERRORS = [value for _, value in inspect.getmembers(errors, inspect.isclass)]
+ERRORS = [value for _, value in inspect.getmembers(errors, inspect.isclass) if value.__module__ == errors.__name__]
 
 
 def test_the_surface_is_stable_and_small() -> None:
