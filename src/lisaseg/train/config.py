@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from lisaseg.errors import UsageError
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+from lisaseg.train.recipe import Strict, checked, read_recipe
 
 
-class StageConfig(_Strict):
+class StageConfig(Strict):
     """One stage of training.
 
     Attributes:
@@ -52,7 +47,7 @@ class StageConfig(_Strict):
     noun_weight: float = 0.5
 
 
-class DataConfig(_Strict):
+class DataConfig(Strict):
     """Where the training data is.
 
     Attributes:
@@ -76,7 +71,7 @@ class DataConfig(_Strict):
     base: Path
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A whole recipe.
 
     Attributes:
@@ -103,42 +98,5 @@ class Recipe(_Strict):
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe and apply `key.path=value` overrides (values are TOML; a bare word is a string).
-
-    Raises:
-        UsageError: the file is missing, is not TOML, or a key is unknown or wrong; names the key.
-    """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UsageError(f"There is no recipe file {path}.", next_step="See the recipes/ folder.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not a text file.", next_step="A recipe is TOML in UTF-8, see the recipes/ folder.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not TOML: {error}.", next_step="Mend the line.") from error
-    for item in overrides or []:
-        key, _, text = item.partition("=")
-        if not text:
-            raise UsageError(f"--set {item!r} is not key=value.", next_step="Write for example --set stages.joint.steps=100.")
-        _assign(values, key.strip().split("."), _toml_value(text.strip()))
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise UsageError(f"{path}, key {where}: {first['msg']}.", next_step="Mend the recipe or the --set option.") from error
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise UsageError(f"--set {'.'.join(keys)}: {key} is a value, not a table.", next_step="Name a key that the recipe has.")
-    values[keys[-1]] = value
+    """Read a recipe of stages with `key.path=value` overrides; `UsageError` names the file or key that is wrong, see `lisaseg.train.recipe`."""
+    return checked(Recipe, read_recipe(path, overrides or []), path)
