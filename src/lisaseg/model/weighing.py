@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from lisaseg.model.lisa import LisaModel
 from lisaseg.tokenization import Tokenizer
 from lisaseg.vlms.base import Generation, ImageContext
 
+_SMALL = frozenset(("the", "a", "an", "her", "his", "their", "its", "this", "that"))
 NAME_TEMPERATURE = 1.5  # the language model is too sure of its names; chosen on validation queries, see the model card of lisa-tiny
 
 
@@ -31,8 +33,8 @@ def weigh_names(
     worth of a name is log p(name) / temperature + log(estimated IoU of its mask). Only short answers "It is the NAME [SEG]." are weighed.
 
     Args:
-        prompt: ids of the question, with the picture's slot. instruction: what the user typed; a name that stands in it is not weighed: who
-            asks for the hair shall not get the person.
+        prompt: ids of the question, with the picture's slot. instruction: what the user typed; if it asks for the generated name outright, that is
+            not weighed: who asks for the hair shall not get the person.
         context: the picture.
         row: what was generated.
         estimate: states (n, D) behind `[SEG]` -> estimated IoU of their masks (n,).
@@ -46,7 +48,7 @@ def weigh_names(
     at = row.ids.index(seg)
     if len(row.ids) > at + 3:  # more than a full stop follows: the rest would not fit another name
         return row
-    if tokenizer.decode(row.ids[len(opening) : at]).strip().lower() in instruction.lower():
+    if asks_by_name(instruction, tokenizer.decode(row.ids[len(opening) : at])):
         return row
     names = [config.nouns[i] for i in model.vlm.seen_names(context, config.candidates)]
     ways = [row.ids[: at + 1], *([*tokenizer.plain(f"{prompts.NAMED_OPENING} {name}"), seg] for name in names)]
@@ -59,3 +61,14 @@ def weigh_names(
     if best == 0 or float(scores[0]) < floor:
         return row
     return Generation(ways[best] + row.ids[at + 1 :], [states[best]], row.finished)
+
+
+def asks_by_name(instruction: str, name: str) -> bool:
+    """Whether the instruction is nothing but a question for this name ("the hair", "Where is the car?"); "to ride a wave" is more than a wave."""
+    templates = (*prompts.NAME_QUESTIONS, *prompts.PHRASE_QUESTIONS, prompts.SEGMENT_PHRASE)
+    return _plain(instruction) in {_plain(template.format(text=name)) for template in templates}
+
+
+def _plain(text: str) -> str:
+    """Words in lower case, without marks and small words that mean nothing here."""
+    return " ".join(word for word in re.findall(r"[\w'-]+", text.lower()) if word not in _SMALL)
