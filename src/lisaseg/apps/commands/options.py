@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from lisaseg.errors import UsageError
 
 if TYPE_CHECKING:
     from lisaseg.predictor import Predictor
@@ -44,6 +47,12 @@ def load_predictor(name: str, device: str, dtype: str, offline: bool, quantize: 
 
     smaller = {option: value for option, value in (("quantize", quantize), ("device_map", device_map)) if value is not None}
     return predictor.load(name, device=device, dtype=dtype, offline=offline, **smaller)
+
+
+def need_package(name: str, extra: str) -> None:
+    """Say how to install an optional package before something fails for want of it."""
+    if importlib.util.find_spec(name) is None:
+        raise UsageError(f"This needs the package {name}, which is not installed.", next_step=f"pip install 'lisaseg[{extra}]'")
 
 
 def picture_and_stem(image: str) -> tuple[Any, str]:

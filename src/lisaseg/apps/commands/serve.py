@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lisaseg.apps.commands.options import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, OfflineOption
+from lisaseg.apps.commands.options import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, OfflineOption, need_package
 from lisaseg.errors import UsageError
 
 
@@ -33,6 +33,9 @@ def serve(
     allow_url_host: Annotated[
         list[str] | None, typer.Option("--allow-url-host", metavar="NAME", help="Fetch pictures from this host (https); * for any public one.")
     ] = None,
+    integrations: Annotated[
+        str, typer.Option(metavar="NAME,NAME", envvar="LISASEG_INTEGRATIONS", help="Serve these too: mcp (docs/integrations.md).")
+    ] = "",
     state: Annotated[Path | None, typer.Option(metavar="DIR", envvar="LISASEG_STATE", help="Where pictures and sessions are kept.")] = None,
     log_format: Annotated[Literal["text", "json"], typer.Option(envvar="LISASEG_LOG_FORMAT", help="Form of the log on stderr.")] = "text",
     device: DeviceOption = "auto",
@@ -67,10 +70,13 @@ def serve(
         insecure=insecure,
         allow_hosts=tuple(name.lower() for name in allow_host or ()),
         url_hosts=tuple(allow_url_host or ()),
+        integrations=tuple(dict.fromkeys(name for name in integrations.replace(" ", "").split(",") if name)),
         limits=Limits.parse(pairs),
         log_format=log_format,
         stub_seconds=stub_seconds,
     )
+    if "mcp" in settings.integrations:
+        need_package("mcp", "mcp")
     logs.set_up(log_format)
     if code := run(settings):
         raise typer.Exit(code)

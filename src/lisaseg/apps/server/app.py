@@ -33,11 +33,15 @@ def create_app(settings: Settings, on_failure: Callable[[str, int], None] = lamb
         UsageError: the state folder cannot be used.
     """
     service = Service(settings, on_failure)
+    surroundings: list[Callable[[], contextlib.AbstractAsyncContextManager[None]]] = []  # what runs as long as the application
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        yield
+        async with contextlib.AsyncExitStack() as stack:
+            for around in surroundings:
+                await stack.enter_async_context(around())
+            yield
         await service.stop()
 
     app = FastAPI(
@@ -47,6 +51,12 @@ def create_app(settings: Settings, on_failure: Callable[[str, int], None] = lamb
     app.state.service = service
     for group in (about, images, segment, sessions, openai, export, pages):
         app.include_router(group.router)
+    if "mcp" in settings.integrations:
+        from lisaseg.apps.server.routes import mcp
+
+        route, around = mcp.route(service)
+        app.router.routes.append(route)
+        surroundings.append(around)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

@@ -31,7 +31,7 @@ def set_up(form: str, level: int = logging.INFO) -> None:
     """Send the log to stderr in `form`, "json" or "text"."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(form == "json"))
-    for name, least in (("lisaseg.server", level), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
+    for name, least in (("lisaseg.server", level), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING), ("mcp", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(least)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lisaseg.errors import UsageError
 
 MIN_KEY_LENGTH = 16
+INTEGRATIONS = ("mcp",)
 
 
 class Limits(BaseModel):
@@ -84,6 +85,7 @@ class Settings:
         keys: accepted API keys; none = everybody who can connect.
         insecure: listen beyond loopback without a key.
         allow_hosts: further names in `Host` (and pages in `Origin`) that are the server's own.
+        integrations: which of `INTEGRATIONS` are served beside the API.
         url_hosts: hosts that pictures are fetched from; "*" = any public one; none = URLs are refused.
         state: folder for pictures and sessions.
         log_format: "text" or "json".
@@ -102,6 +104,7 @@ class Settings:
     insecure: bool = False
     allow_hosts: tuple[str, ...] = ()
     url_hosts: tuple[str, ...] = ()
+    integrations: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     log_format: str = "text"
     stub_seconds: float = 0.05
@@ -112,6 +115,9 @@ class Settings:
                 f"Listening on {self.host} lets other machines in, and no key is set.",
                 next_step="Give --key-file (or LISASEG_KEY), listen on 127.0.0.1, or say --insecure if a proxy in front asks for keys.",
             )
+        unknown = [name for name in self.integrations if name not in INTEGRATIONS]
+        if unknown:
+            raise UsageError(f"There is no integration {unknown[0]!r}.", next_step=f"Use some of: {', '.join(INTEGRATIONS)}.")
         if any(len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key for key in self.keys):
             raise UsageError(
                 f"A key must have {MIN_KEY_LENGTH} or more printable ASCII characters without blanks.",

@@ -14,7 +14,7 @@ from lisaseg.apps.server import bodies
 from lisaseg.apps.server.catalogue import ApiError
 from lisaseg.apps.server.routes.segment import stored
 from lisaseg.apps.server.schemas import Answer, Ask, MessageRequest, RetryRequest, Session, SessionRequest, Undone
-from lisaseg.apps.server.service import Hold, Service, repeat, respond
+from lisaseg.apps.server.service import Asking, Hold, Service, repeat, respond
 from lisaseg.apps.server.storage import StoredSession, StoredTurn
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
@@ -102,6 +102,12 @@ async def _ask(request: Request, session_id: str, body: Ask, prompt: str | None,
     name = idempotency_name(request)
     if name and (known := await service.storage.run(service.storage.reply, owner, session_id, name)) is not None:
         return await repeat(service, known, body)
+    asking = await next_turn(service, owner, session_id, body, prompt, mode, name)
+    return await respond(service, request, asking, body)
+
+
+async def next_turn(service: Service, owner: str, session_id: str, ask: Ask, prompt: str | None, mode: str | None, name: str = "") -> Asking:
+    """Begin a new turn, or, without a prompt, the last one again; the turn is stored when its answer is complete, under `name` if there is one."""
     with Hold(service, owner, session_id) as hold:
         session = await service.storage.run(service.storage.get_session, owner, session_id)
         history, again = list(session.turns), prompt is None
@@ -110,10 +116,9 @@ async def _ask(request: Request, session_id: str, body: Ask, prompt: str | None,
                 raise ApiError("nothing_to_undo", "The session has no turn to ask again.")
             last = history.pop()
             prompt, mode = last.prompt, mode or last.mode
-        job = service.job(owner, session.image, body, prompt or "", mode or "auto", history)
+        job = service.job(owner, session.image, ask, prompt or "", mode or "auto", history)
         keep = functools.partial(_keep, service, owner, session_id, again, name, prompt or "", job.mode)
-        asking = service.begin(job, session.image, keep, hold)
-    return await respond(service, request, asking, body)
+        return service.begin(job, session.image, keep, hold)
 
 
 async def _keep(service: Service, owner: str, session_id: str, again: bool, name: str, prompt: str, mode: str, answer: dict[str, Any]) -> None:
