@@ -45,11 +45,8 @@ def serve(
     stub_seconds: Annotated[float, typer.Option(hidden=True)] = 0.05,
 ) -> None:
     """Serve the web page and the HTTP API."""
-    try:
-        import fastapi  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise UsageError("The service needs packages that are not installed.", next_step="pip install 'lisaseg[serve]'") from error
+    for name, extra in (("fastapi", "serve"), ("uvicorn", "serve"), *([("mcp", "mcp")] if "mcp" in integrations else [])):
+        need_package(name, extra)
     from lisaseg.apps.server import logs
     from lisaseg.apps.server.serve import run
     from lisaseg.apps.server.settings import Limits, Settings
@@ -75,8 +72,6 @@ def serve(
         log_format=log_format,
         stub_seconds=stub_seconds,
     )
-    if "mcp" in settings.integrations:
-        need_package("mcp", "mcp")
     logs.set_up(log_format)
     if code := run(settings):
         raise typer.Exit(code)

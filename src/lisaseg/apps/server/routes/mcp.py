@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-import pydantic_core
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.types import CallToolResult, jsonrpc_message_adapter
 from pydantic import ValidationError
@@ -92,12 +91,11 @@ class Door:
 def _check(body: bytes) -> None:
     """Refuse in our words what the library would refuse with a dump of the input."""
     try:
-        message = pydantic_core.from_json(body)
-        jsonrpc_message_adapter.validate_python(message, by_name=False)
+        jsonrpc_message_adapter.validate_json(body, by_name=False)
     except ValidationError as error:
+        if error.errors(include_input=False, include_url=False, include_context=False)[0]["type"] == "json_invalid":
+            raise ApiError("invalid_json") from error
         raise ApiError("invalid_request", "The body is no JSON-RPC message.", next_step="Speak to it with an MCP client.") from error
-    except ValueError as error:
-        raise ApiError("invalid_json") from error
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
