@@ -1,4 +1,4 @@
-# setup - demo - check - test - test-serve - test-long - bench - docs - clean. Each target works in a fresh clone: it makes .venv first.
+# setup - demo - check - test - test-serve - test-contracts - test-long - bench - docs - clean. Each target works in a fresh clone: it makes .venv first.
 #   make setup PYTHON=python3.12            another Python, 3.11 or newer
 #   make setup PIP_EXTRA_INDEX_URL=...      another place for wheels, for example CPU-only or CUDA builds of torch (any PIP_* variable is heard)
 
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 MAKEFLAGS += --no-print-directory
 
-.PHONY: setup demo check test test-serve test-web screenshots test-long bench bench-serve docs clean
+.PHONY: setup demo check test test-serve test-web test-contracts screenshots test-long bench bench-serve docs clean
 
 setup: $(STAMP)
 	@:
@@ -49,6 +49,17 @@ test-web: setup
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[browser]"
 	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
 	@$(BIN)/python -m pytest -q --no-header -m web tests/web
+
+# The tools that read our files or ask our service, themselves: gradio, supervision, labelme, fiftyone (1 GB). An environment of their own on top of .venv,
+# because gradio holds Pillow below 13 and fiftyone an old sse-starlette.
+CONTRACTS := .venv-contracts
+test-contracts: setup
+	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
+	@test -x $(CONTRACTS)/bin/python || $(BIN)/python -m venv $(CONTRACTS)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(CONTRACTS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
+	@grep -v '^pillow==' constraints.txt > $(CONTRACTS)/constraints.txt
+	@$(CONTRACTS)/bin/python -m pip install -qq --disable-pip-version-check -c $(CONTRACTS)/constraints.txt -e ".[contracts]"
+	@QT_QPA_PLATFORM=offscreen $(CONTRACTS)/bin/python -m pytest -q --no-header -rs -m "not long and not web" tests/formats/test_vendors.py tests/server/test_gradio.py
 
 # The pictures of the page in docs/images, by the same test that looks at them.
 screenshots: setup

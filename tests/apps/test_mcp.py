@@ -19,9 +19,10 @@ from mcp.types import CallToolResult
 from PIL import Image
 from tests.tiny_random import GREETING, TWO
 
+from lisaseg.apps.commands.options import need_package
 from lisaseg.apps.mcp.stdio import MAX_CHATS, Desk
 from lisaseg.apps.mcp.tools import OVERLAY_SIDE, build_server
-from lisaseg.errors import ModelLoadError
+from lisaseg.errors import ModelLoadError, UsageError
 from lisaseg.formats import rle
 from lisaseg.predictor import Predictor
 
@@ -188,6 +189,12 @@ def test_only_the_folders_that_were_named_are_read(predictor: Predictor, photo: 
     for image in (str(photo), "../photo.png", str(inside / ".." / "photo.png"), "link.png", photo.as_uri(), "~/x.png"):
         words = told(call(desk, "segment", image=image, prompt="x"))
         assert words.endswith("[image_not_allowed]") and str(inside) in words
+
+
+def test_a_missing_package_is_told_with_the_command_that_brings_it() -> None:
+    need_package("mcp", "mcp")
+    with pytest.raises(UsageError, match=r"no_such_package.*pip install 'lisaseg\[mcp\]'"):
+        need_package("no_such_package", "mcp")
 
 
 def test_an_unknown_tool_is_an_error_of_the_protocol(desk: Desk) -> None:

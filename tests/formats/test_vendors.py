@@ -1,7 +1,7 @@
 """What we write, the tools' own packages read, to the pixel; what they write, we read.
 
-pycocotools and cvat-sdk are installed for development. label-studio-sdk (40 packages), supervision and labelme (Qt) are not: Label Studio's code is
-held by `brush.json`, which its own encoder wrote, and the tests of the other two run wherever they happen to be installed.
+pycocotools and cvat-sdk are installed for development, supervision, labelme (Qt) and fiftyone (a database) by `make test-contracts`. Label Studio's
+code is held by `brush.json`, which its own encoder wrote.
 """
 
 from __future__ import annotations
@@ -142,5 +142,26 @@ def test_labelme(samples: list[Sample], tmp_path: Path) -> None:
         for one in data.shapes:
             classes, _ = shape.shapes_to_label((H, W), [one], {one["label"]: 1})
             found.append((one["label"], classes.astype(bool)))
+    for (label, mask), (text, true) in zip(found, true_masks(samples), strict=True):
+        assert label == text and (mask == true).all()
+
+
+@pytest.mark.parametrize("name", ["coco", "coco-polygons"])
+def test_fiftyone(samples: list[Sample], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set of FiftyOne lives in a database server; what reads files needs none, so that is what is asked."""
+    monkeypatch.setenv("FIFTYONE_DO_NOT_TRACK", "true")
+    pytest.importorskip("fiftyone")
+    from fiftyone.utils.coco import load_coco_detection_annotations
+
+    _, names, _, images, annotations = load_coco_detection_annotations(str(written(samples, tmp_path, name)))
+    found = []
+    for image in sorted(images):
+        size = (images[image]["width"], images[image]["height"])
+        for thing in annotations[image]:
+            seen = thing.to_detection(size, classes_map=names, load_segmentation=True)
+            x, y = round(seen.bounding_box[0] * W), round(seen.bounding_box[1] * H)
+            mask = np.zeros((H, W), bool)
+            mask[y : y + seen.mask.shape[0], x : x + seen.mask.shape[1]] = seen.mask
+            found.append((seen.label, mask))
     for (label, mask), (text, true) in zip(found, true_masks(samples), strict=True):
         assert label == text and (mask == true).all()
