@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import itertools
 import signal
@@ -237,3 +238,22 @@ def test_openai_sdk_understands_our_errors(sdk: openai.OpenAI, start: Callable[.
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="wrong", max_retries=0).models.list()
     assert openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=KEYS[2]).models.list().data
+
+
+def test_openai_sdk_waits_as_it_is_told(start: Callable[..., Server]) -> None:
+    """More questions at once than a key may send: the async SDK reads `Retry-After` by itself, and each question gets its own answer."""
+    server = start("--limit", "requests_per_minute=90", keys=KEYS[:1])
+    image_id = server.upload(picture())
+
+    async def run() -> list[str | None]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEYS[0], max_retries=8) as client:
+
+            async def one(n: int) -> str | None:
+                parts: Any = [{"type": "text", "text": f"question {n}"}, {"type": "image_url", "image_url": None, "uuid": image_id}]
+                reply = await client.chat.completions.create(model="lisa-tiny", messages=[{"role": "user", "content": parts}])
+                return reply.choices[0].message.content
+
+            return await asyncio.gather(*(one(n) for n in range(14)))
+
+    assert asyncio.run(run()) == [f"Turn 1: question {n} [mask 1]." for n in range(14)]
+    assert any('"rate_limited"' in line for line in server.lines), "it was refused at times"
