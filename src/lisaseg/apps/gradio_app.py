@@ -56,11 +56,11 @@ def build(model: Any) -> gr.Blocks:
                 )
                 text = gr.Textbox(label="Instruction", placeholder="the thing one drinks from", max_length=2000)
                 with gr.Row():
-                    ask, undo, new = gr.Button("Ask", variant="primary"), gr.Button("Undo"), gr.Button("New conversation")
+                    ask, undo, new = gr.Button("Ask", variant="primary"), gr.Button("Undo"), gr.Button("New chat")
                 gr.Examples(examples(), [picture, text])
             with gr.Column():
                 masks = gr.AnnotatedImage(label="Masks of the last answer", format="png", color_map=COLOURS)
-                talk = gr.Chatbot(label="Conversation", render_markdown=False, height=320)
+                talk = gr.Chatbot(label="Conversation", render_markdown=False, height=320, buttons=["copy"])
         shown = [talk, masks, visit]
 
         def on_ask(image: str | None, text: str, mode: str, visit: Visit | None) -> tuple[Any, ...]:
@@ -69,7 +69,8 @@ def build(model: Any) -> gr.Blocks:
         for trigger, name in ((ask.click, "ask"), (text.submit, False)):
             trigger(on_ask, [picture, text, mode, visit], [*shown, text], api_name=name, concurrency_id="model", concurrency_limit=1)
         undo.click(take_back, [visit], shown, api_name="undo")
-        new.click(lambda: ([], None, None), None, shown, api_name="new")
+        for begin, name in ((new.click, "new"), (talk.clear, False)):
+            begin(lambda: ([], None, None), None, shown, api_name=name)
     return app.queue(max_size=QUEUE)
 
 
@@ -109,7 +110,7 @@ def show(visit: Visit) -> tuple[list[dict[str, str]], Any]:
 
 
 def _annotated(last: Answer) -> tuple[Any, list[tuple[Any, str]]]:
-    return last.image, [(segment.mask.astype(float), f"mask {segment.index + 1}") for segment in last.segments]
+    return last.image, [(0.6 * segment.mask, f"mask {segment.index + 1}") for segment in last.segments]
 
 
 def examples() -> list[list[str]]:
