@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lisaseg.apps.server.integrations import INTEGRATIONS
 from lisaseg.errors import UsageError
 
 MIN_KEY_LENGTH = 16
@@ -85,6 +86,7 @@ class Settings:
         insecure: listen beyond loopback without a key.
         allow_hosts: further names in `Host` (and pages in `Origin`) that are the server's own.
         url_hosts: hosts that pictures are fetched from; "*" = any public one; none = URLs are refused.
+        integrations: names of `integrations.INTEGRATIONS` whose routes are served.
         state: folder for pictures and sessions.
         log_format: "text" or "json".
     """
@@ -102,6 +104,7 @@ class Settings:
     insecure: bool = False
     allow_hosts: tuple[str, ...] = ()
     url_hosts: tuple[str, ...] = ()
+    integrations: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     log_format: str = "text"
     stub_seconds: float = 0.05
@@ -117,6 +120,9 @@ class Settings:
                 f"A key must have {MIN_KEY_LENGTH} or more printable ASCII characters without blanks.",
                 next_step="Make one: `python -c 'import secrets; print(secrets.token_urlsafe(24))'`.",
             )
+
+        if unknown := [name for name in self.integrations if name not in INTEGRATIONS]:
+            raise UsageError(f"There is no integration {unknown[0]!r}.", next_step=f"--integrations takes: {', '.join(INTEGRATIONS)}.")
 
     @property
     def model_name(self) -> str:
