@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -291,3 +294,24 @@ def fetching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 )
 def test_fetching_is_the_services_own(fetching: Server, url: str) -> None:
     assert code_of(predict(fetching, body({"photo": url, "prompt": "x"}))) == "url_not_allowed"
+
+
+def test_the_setup_in_the_guide_works() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text("utf-8")
+    config = guide.partition("```xml\n")[2].partition("```")[0]
+    LabelInterface(config).validate()
+    read = interface_of(config)
+    assert (read.brush, read.image, read.image_field, read.prompt_field) == ("tag", "image", "image", "prompt") and read.labels == ("dog", "cup")
+    assert interface_of(config.replace("<BrushLabels", '<TextArea name="answer" toName="image"/><BrushLabels')).has_answer
+
+
+def test_the_tasks_of_the_guide_are_answered(tools: Server, tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text("utf-8")
+    code = guide.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(picture(1))
+    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    (task,) = json.loads((tmp_path / "tasks.json").read_text())
+    sent = {"tasks": [{"id": 1, **task}], "label_config": guide.partition("```xml\n")[2].partition("```")[0]}
+    assert predict(tools, sent).json()["results"][0]["result"][0]["value"]["brushlabels"] == ["dog"]
