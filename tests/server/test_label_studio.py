@@ -189,6 +189,7 @@ def predict(server: Server, sent: Any, **more: Any) -> httpx2.Response:
 
 def test_a_project_is_connected(tools: Server) -> None:
     assert tools.http.get(f"{PATH}/health").json()["status"] == "UP"
+    assert tools.http.get(f"{PATH}/versions?project=1.17").json() == {"versions": ["lisa-tiny"]}
     sent = {"project": "1.17", "schema": CONFIG, "hostname": "http://localhost:8080", "access_token": "secret", "extra_params": None}
     assert tools.http.post(f"{PATH}/setup", json=sent).json() == {"model_version": "lisa-tiny"}
     assert tools.http.post(f"{PATH}/setup", json={**sent, "schema": ""}).status_code == 200, "a new project has no setup yet"
@@ -270,7 +271,7 @@ def test_bodies_that_are_no_json(tools: Server) -> None:
 
 
 def test_what_it_does_not_do_is_not_there(tools: Server) -> None:
-    for name in ("train", "webhook", "validate", "versions", ""):
+    for name in ("train", "webhook", "validate", "delete", ""):
         assert code_of(tools.http.post(f"{PATH}/{name}", json={})) == "not_found", name
 
 

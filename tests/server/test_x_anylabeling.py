@@ -57,6 +57,14 @@ def test_parts_that_are_wide_enough_come_back_to_the_bit(coarse: np.ndarray) -> 
         assert polygons == []
 
 
+def test_a_polygon_with_a_hole_begins_where_it_passes_once() -> None:
+    for size in (9, 12, 15):
+        mask = np.ones((size, size), bool)
+        mask[3 : size - 3, 3 : size - 3] = False
+        (polygon,) = outlines(mask, 0.0)
+        assert polygon.count(polygon[0]) == 2 and np.array_equal(filled([polygon], mask.shape) | ~mask, np.ones_like(mask))
+
+
 def _holes_are_plain(coarse: np.ndarray) -> bool:
     """OpenCV paints the way to a hole, and the rim of one, into the mask's own pixels only if no hole is there: exact without holes."""
     background = np.pad(~coarse, 1, constant_values=True).astype(np.uint8)

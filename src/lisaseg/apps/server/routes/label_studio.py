@@ -59,6 +59,11 @@ async def health(request: Request) -> dict[str, str]:
     return {"status": "UP", "model_class": "lisaseg"}
 
 
+@router.get("/versions", summary="The one model, as Label Studio lists versions")
+async def versions(request: Request) -> dict[str, list[str]]:
+    return {"versions": [request.app.state.service.settings.model_name]}
+
+
 @router.post("/setup", responses=bodies.failures(415), openapi_extra=bodies.documented(LabelStudioSetup), summary="Look at a labelling setup")
 async def setup(request: Request) -> dict[str, str]:
     service = request.app.state.service
