@@ -94,7 +94,9 @@ def test_a_setup_is_read_as_the_sdk_reads_it(config: str) -> None:
         "", "no xml", "<View>", "<View/>", '<View><Image name="i" value="$i"/></View>', '<View><BrushLabels name="b" toName="i"/></View>',
         '<View><Image name="i"/><BrushLabels name="b" toName="i"/></View>',
         '<View><Image name="i" value="http://x/y.png"/><BrushLabels name="b" toName="i"/></View>',
-        '<!DOCTYPE a [<!ENTITY b "c">]><View><Image name="i" value="$i"/><BrushLabels name="b" toName="i"/></View>', "\0", "<a>" * 5000,
+        '<!DOCTYPE a [<!ENTITY b "c">]><View><Image name="i" value="$i"/><BrushLabels name="b" toName="i"/></View>', "\0",
+        "<a>" * 5000, "<a>" * 20_000 + "</a>" * 20_000,
+        f'<View><Image name="i" value="${"i" * 81}"/><BrushLabels name="b" toName="i"/></View>',
         '<View><Image name="i" value="$i"/><BrushLabels toName="i"/></View>', "\ufffe", '<?xml version="1.0" encoding="utf-7"?><View/>',
     ],
 )  # fmt: skip
@@ -219,6 +221,12 @@ def test_tasks_are_answered_in_their_order_and_bad_ones_cost_the_others_nothing(
     for k in (0, 1, 2, 4, 6, 7, 9):
         truth = tools.ask(tools.upload(picture(k)), f"cup {k}", mode="segment").json()["segments"][0]
         assert np.array_equal(mask_of(response["results"][k]["result"][0]), rle.decode(truth["mask"])), k
+
+
+def test_what_would_hit_every_task_fails_the_request(tools: Server) -> None:
+    datas = [{"photo": data_url(k), "prompt": "!oom" if k == 2 else "cup"} for k in range(4)]
+    response = predict(tools, body(*datas))
+    assert code_of(response) == "out_of_memory" and response.headers["retry-after"], "it may be sent again as it is"
 
 
 def test_nothing_typed_is_nothing_found(tools: Server) -> None:

@@ -140,10 +140,11 @@ def test_bad_requests_are_refused_in_words(tools: Server, code: str, body: Any, 
 
 
 @pytest.mark.serve
-def test_a_real_mask_survives(tiny_tools: Server) -> None:
-    image = base64.b64encode((EXAMPLES / "cat.jpg").read_bytes()).decode()
-    body = {"model": "lisa-tiny", "image": image, "params": {"text_prompt": "the cat", "epsilon_factor": 0.001}}
-    said = predict(tiny_tools, body).json()["data"]
-    answer = tiny_tools.ask(tiny_tools.upload((EXAMPLES / "cat.jpg").read_bytes()), "the cat", mode="segment").json()
+@pytest.mark.parametrize("name", ["astronaut", "cat", "coffee", "photographer", "rocket"])
+def test_a_real_mask_survives(tiny_tools: Server, name: str) -> None:
+    data = (EXAMPLES / f"{name}.jpg").read_bytes()
+    params = {"text_prompt": f"the {name}", "epsilon_factor": 0.001}
+    said = predict(tiny_tools, {"model": "lisa-tiny", "image": base64.b64encode(data).decode(), "params": params}).json()["data"]
+    answer = tiny_tools.ask(tiny_tools.upload(data), f"the {name}", mode="segment").json()
     mask = rle.decode(answer["segments"][0]["mask"])
     assert iou(filled([shape["points"] for shape in said["shapes"]], mask.shape), mask) >= 0.97

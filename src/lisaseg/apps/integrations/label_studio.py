@@ -20,6 +20,7 @@ from lisaseg.types import Mode
 
 ANSWER = "answer"  # the TextArea of this name takes what the model says
 PROMPT_FIELD = "prompt"  # of the task's data, unless the setup names another
+_FIELD = re.compile(r"\$\w{1,80}")  # $image: the value is that field of the task's data
 _STEP = f"Use a setup like {CONFIG}".replace("{}", '<Label value="dog"/>') + "."
 
 
@@ -68,11 +69,11 @@ def interface_of(config: str) -> Interface:
     if brush is None:
         raise UsageError("The labelling setup has no BrushLabels for an Image.", next_step=_STEP)
     image = brush.get("toName", "")
-    if not re.fullmatch(r"\$\w+", images[image]):
+    if not _FIELD.fullmatch(images[image]):
         raise UsageError("The Image of the labelling setup has no value like $image.", next_step=_STEP)
     areas = [tag for tag in root.iter("TextArea") if tag.get("toName") == image]
     typed = [tag for tag in areas if tag.get("name") != ANSWER]
-    fields = [tag.get("value", "")[1:] for tag in typed if re.fullmatch(r"\$\w+", tag.get("value", ""))]
+    fields = [tag.get("value", "")[1:] for tag in typed if _FIELD.fullmatch(tag.get("value", ""))]
     labels = tuple(value for tag in brush.iter("Label") if (value := tag.get("value")))
     names = tuple(tag.get("name", "") for tag in typed)
     return Interface(brush.get("name", ""), image, images[image][1:], labels, names, (fields or [PROMPT_FIELD])[0], len(areas) > len(typed))

@@ -36,7 +36,7 @@ def prediction(answer: Mapping[str, Any], epsilon: float, least_score: float) ->
     """An answer of the service as shapes and a description.
 
     Args:
-        epsilon: outlines may move by so much of their length; 0 = exact.
+        epsilon: see `outlines`.
         least_score: masks that the model trusts less are left out; those without a score stay.
     """
     shapes = []
@@ -54,16 +54,16 @@ def prediction(answer: Mapping[str, Any], epsilon: float, least_score: float) ->
 def outlines(mask: np.ndarray, epsilon: float) -> list[list[list[float]]]:
     """Closed polygons [x, y] of the parts of a bool `(H, W)` mask, the first point repeated at the end.
 
-    Parts that are one pixel wide have no polygon and are left out. A polygon begins at a point that it passes once: X-AnyLabeling takes the second
-    visit for the end.
+    Points move by at most `epsilon` times the length of the frame around the part, 0 = exact. (OpenCV's habit is the length of the outline itself,
+    which for a ragged one is many times as long and would let it lose its form.) Parts that are one pixel wide have no polygon and are left out. A
+    polygon begins at a point that it passes once: X-AnyLabeling takes the second visit for the end.
     """
     found = []
     for ring in mask_to_polygons(mask, centres=True):
         x, y = ring.T.astype(float)
         if len(ring) < 3 or not (x * np.roll(y, -1) - np.roll(x, -1) * y).sum():
             continue
-        length = float(np.hypot(*(ring - np.roll(ring, 1, 0)).T).sum())
-        ring = simplified(ring, epsilon * length)
+        ring = simplified(ring, epsilon * 2 * float((ring.max(0) - ring.min(0)).sum()))
         _, inverse, times = np.unique(ring, axis=0, return_inverse=True, return_counts=True)
         ring = np.roll(ring, -int((times[inverse.ravel()] == 1).argmax()), 0)
         found.append([[float(x), float(y)] for x, y in (*ring, ring[0])])
