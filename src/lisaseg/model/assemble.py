@@ -72,7 +72,8 @@ def model_folder(name: str | Path, offline: bool = False) -> Path:
     return store.preset_dir(str(name))
 
 
-def _read_config(folder: Path) -> LisaConfig:
+def read_tiny_config(folder: Path) -> LisaConfig:
+    """config.json of a folder in lisaseg's own layout; ModelLoadError says what is wrong with it."""
     try:
         values: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if values.get("model_type") != LisaConfig.model_type:
@@ -103,7 +104,7 @@ def load_model(
     for option, value in (("quantize", quantize), ("device_map", device_map)):
         if value is not None:
             raise UsageError(f"{option}={value!r} is not available for {name}: it is small already.", next_step=f"Leave {option} out.")
-    config = _read_config(folder)
+    config = read_tiny_config(folder)
     file = folder / "model.safetensors"
     try:
         tensors = load_file(file)
