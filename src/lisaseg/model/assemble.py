@@ -110,10 +110,13 @@ def load_model(
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ModelLoadError(f"{file} is damaged: {error}.", next_step="Fetch it again.", code="weights_damaged") from error
+    from transformers.initialization import no_init_weights
+
     if config.language_model is None:
         raise ModelLoadError(f"{folder / 'config.json'} names no language_model.", next_step="Fetch the folder again.", code="config_wrong")
     language_model, language_folder = load_language_model(config.language_model, dtype, offline)
-    model = LisaModel(config, language_model)
+    with no_init_weights():  # every tensor is read from the file
+        model = LisaModel(config, language_model)
     lora = config.lora or {"rank": 1, "alpha": 1}
     used = merge_lora(model, tensors, int(lora["rank"]), int(lora["alpha"]))
     stray = [n for n in tensors if n.startswith(LANGUAGE) and n not in used]

@@ -40,7 +40,10 @@ TokensOption = Annotated[int | None, typer.Option("--max-new-tokens", min=1, hel
 
 def load_predictor(name: str, device: str, dtype: str, offline: bool, quantize: str | None = None, device_map: str | None = None) -> Predictor:
     """`lisaseg.load`, imported now."""
-    from lisaseg import predictor
+    from lisaseg.startup import collector_paused
+
+    with collector_paused():
+        from lisaseg import predictor
 
     smaller = {option: value for option, value in (("quantize", quantize), ("device_map", device_map)) if value is not None}
     return predictor.load(name, device=device, dtype=dtype, offline=offline, **smaller)
