@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # What a format may keep -> what is lost where it does not.
 FEATURES = {
-    "exact": "masks become outlines; lines of one pixel join their parts and holes",
+    "exact": "masks become outlines; lines of one pixel join their parts",
     "instances": "several masks of one text become one",
     "overlaps": "where masks of different texts overlap, one of them loses the pixels",
     "ignore": "ignored pixels become background",
