@@ -58,7 +58,7 @@ def mask_to_polygons(mask: np.ndarray, *, centres: bool = False, join: bool = Fa
 
 
 def _edges(mask: np.ndarray) -> np.ndarray:
-    """All edges between the mask and the rest, int64 `(E, 5)`: where it starts (x, y), its direction, and the pixel (x, y) of the mask to its right."""
+    """All edges between the mask and the rest, int64 `(E, 5)`: start (x, y), direction, and the pixel (x, y) of the mask to its right."""
     padded = np.pad(mask.astype(bool), 1)
     inside, edges = padded[1:-1, 1:-1], []
     neighbours = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])  # above, right, below, left
@@ -98,8 +98,8 @@ def _walks(follower: np.ndarray, starts: Iterable[int]) -> list[list[int]]:
 def _with_bridges(edges: np.ndarray, points: np.ndarray, follower: np.ndarray, holes: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Points and followers with three more nodes a hole, by which the ring to its left goes to the hole, around it, and back.
 
-    The way starts at the leftmost pixel border in the hole's first row and ends where that row's run of mask begins: at the outline of the part, or at
-    a hole that comes before it in reading order. So nothing is joined in a circle. (Border following after Suzuki and Abe, 1985.)
+    The way starts at the first border in the hole's first row and ends where the run of mask to its left begins, at the outline of the part or at a
+    hole that comes before it in reading order. So nothing is joined in a circle. (After Suzuki and Abe, Topological structural analysis, 1985.)
     """
     ring_of = np.full(len(edges), -1)
     for k, ring in enumerate(holes):
