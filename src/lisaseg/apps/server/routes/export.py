@@ -130,7 +130,8 @@ def _annotations(answers: Sequence[Answer], stem: str, image: StoredImage, form:
             if error.code == "cannot_write":
                 raise ApiError("storage_full") from error
             raise ApiError("export_failed", error.message.replace(f"{name}/", ""), next_step=error.next_step, param="answers") from error
-        return _zip({path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()})
+        files = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    return _zip(dict(sorted(files.items())))
 
 
 def _border(mask: np.ndarray) -> int:
