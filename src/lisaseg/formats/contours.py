@@ -16,7 +16,7 @@ from lisaseg.errors import DataError
 MAX_PARTS = 2000  # that `join` makes one outline of
 _MOST_PAIRS = 4_000_000  # of points that are compared to find the shortest way between two parts
 _STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # direction -> (x, y); the mask lies to the right of every edge
-_RIGHT, _LEFT = 1, 3  # directions of edges at the right and at the left side of a pixel
+_TOP, _RIGHT, _LEFT = 0, 1, 3  # directions of the edges on these sides of a pixel
 
 
 def mask_to_polygons(mask: np.ndarray, *, centres: bool = False, join: bool = False) -> list[np.ndarray]:
@@ -39,7 +39,7 @@ def mask_to_polygons(mask: np.ndarray, *, centres: bool = False, join: bool = Fa
         return []
     follower = _followers(edges, mask.shape[1] + 1)
     rings = _walks(follower, range(len(follower)))
-    outer = [_area(edges[ring, :2]) > 0 for ring in rings]
+    outer = [edges[ring[0], 2] == _TOP for ring in rings]  # in reading order an outline begins along the top, a hole down its left side
     holes = [ring for ring, is_outer in zip(rings, outer, strict=True) if not is_outer]
     points = edges[:, 3:] if centres else edges[:, :2]
     if holes:
@@ -120,12 +120,6 @@ def _with_bridges(edges: np.ndarray, points: np.ndarray, follower: np.ndarray, h
     links[back] = links[run]
     links[run] = there
     return np.concatenate([points, landing, points[hole], landing]), links
-
-
-def _area(ring: np.ndarray) -> float:
-    """Signed area of a ring (x, y): above 0 if the mask is inside."""
-    x, y = ring[:, 0].astype(float), ring[:, 1].astype(float)
-    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
 
 
 def _without_straight(ring: np.ndarray) -> np.ndarray:

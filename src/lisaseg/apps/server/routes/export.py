@@ -31,7 +31,7 @@ from lisaseg.types import Answer
 
 router = APIRouter(prefix="/v1", tags=["export"])
 MAX_MASK_PIXELS = 400_000_000  # of all masks of a request together
-MAX_BORDER = 1_000_000  # edges of pixels, likewise: what a format of annotations costs grows with them
+MAX_BORDER = 500_000  # edges of pixels, likewise: what a format of annotations costs grows with them
 _TYPES = {"json": "application/json", "coco": "application/json", "overlay": "image/png"}  # all others are archives
 _ENDS = {"json": "json", "coco": "coco.json", "overlay": "overlay.png", "zip": "zip"}
 _COPIED = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}  # pictures that every tool opens; others become PNG
