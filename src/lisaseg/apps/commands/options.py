@@ -26,6 +26,7 @@ ModeOption = Annotated[
     ),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write overlay, masks and JSON here.")]
+FormatsOption = Annotated[list[str] | None, typer.Option("--format", metavar="F", help="Also write coco, labelme, ...; may be repeated.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
 QuantizeOption = Annotated[
