@@ -1,4 +1,4 @@
-# setup - demo - check - test - test-serve - test-contracts - test-long - bench - docs - clean. Each target works in a fresh clone: it makes .venv first.
+# setup - demo - check - test - test-serve - test-contracts - test-long - bench - docs - study - clean. Each target works in a fresh clone: it makes .venv first.
 #   make setup PYTHON=python3.12            another Python, 3.11 or newer
 #   make setup PIP_EXTRA_INDEX_URL=...      another place for wheels, for example CPU-only or CUDA builds of torch (any PIP_* variable is heard)
 
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 MAKEFLAGS += --no-print-directory
 
-.PHONY: setup demo check test test-serve test-web test-contracts screenshots test-long bench bench-serve docs clean
+.PHONY: setup demo check test test-serve test-web test-contracts screenshots test-long bench bench-serve docs study clean
 
 setup: $(STAMP)
 	@:
@@ -81,6 +81,10 @@ bench-serve: setup
 # The reference of the command line is written by the command line.
 docs: setup
 	@$(BIN)/typer lisaseg.apps.cli utils docs --name lisaseg --output docs/cli.md
+
+# Tables and figures of docs/study.md from benchmarks/results/study; benchmarks/study.py also trains and asks the models.
+study: setup
+	@$(BIN)/python benchmarks/study.py write
 
 clean:
 	@rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -340,3 +340,22 @@ def test_an_adapter_without_its_first_half_is_refused(with_language: None, saved
     save_file({**load_file(saved / "model.safetensors"), **adapters}, folder / "model.safetensors")
     with pytest.raises(ModelLoadError, match=r"q_proj\.lora_B"):
         assemble.load_model(folder, torch.float32)
+
+
+def test_the_language_model_is_the_one_that_transformers_would_load() -> None:
+    """It is put together by hand because that is faster; weights, types, tied tables and logits are the same."""
+    from transformers import LlamaForCausalLM
+
+    from lisaseg.model.checkpoint import load_language_model
+
+    for dtype in (torch.bfloat16, torch.float32):
+        ours, folder = load_language_model("smollm2-135m-instruct", dtype, offline=True)
+        theirs = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
+        states = ours.state_dict(), theirs.state_dict()
+        assert states[0].keys() == states[1].keys() and not ours.training
+        assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+        assert ours.get_output_embeddings().weight is ours.get_input_embeddings().weight
+        assert {n: (b.dtype, b.sum()) for n, b in ours.named_buffers()} == {n: (b.dtype, b.sum()) for n, b in theirs.named_buffers()}
+        ids = torch.arange(7, 27)[None]
+        with torch.inference_mode():
+            assert torch.equal(ours(ids).logits, theirs(ids).logits)

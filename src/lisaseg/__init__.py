@@ -38,7 +38,10 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lisaseg' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    from lisaseg.startup import collector_paused
+
+    with collector_paused():
+        value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value  # the next access does not come here
     return value
 

@@ -29,7 +29,7 @@ import httpx2
 from lisaseg.errors import ImageError, InstructionError, LisaSegError, ServiceError, UsageError
 from lisaseg.formats.answer import answer_from_dict
 from lisaseg.imaging import ImageSource, Picture, open_image
-from lisaseg.types import MODES, Answer, Mode
+from lisaseg.types import MODES, Answer, MaskFormat, Mode
 
 PARALLEL = 8  # requests of one `ask_batch` under way; the server makes batches of them
 _IMAGE = {"unsupported_format", "corrupt_image", "truncated_image", "image_too_large", "extreme_aspect_ratio", "missing_image"}
@@ -46,17 +46,20 @@ class Client:
         key: API key, if it asks for one; by default the environment's LISASEG_KEY.
         timeout: seconds for one request, its answer included.
         retries: how often a request is sent again when the server is busy or cannot be reached.
+        mask_format: how masks travel: "rle" (the smallest), "polygon" or "png"; the answers are the same.
 
     Raises:
-        UsageError: the URL is malformed.
+        UsageError: the URL is malformed, or the answers could hold no masks.
     """
 
-    def __init__(self, url: str, key: str | None = None, *, timeout: float = 120.0, retries: int = 5) -> None:
+    def __init__(self, url: str, key: str | None = None, *, timeout: float = 120.0, retries: int = 5, mask_format: MaskFormat = "rle") -> None:
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"{url!r} is not the URL of a server.", next_step="Write it like http://127.0.0.1:8000.")
+        if mask_format not in ("rle", "polygon", "png"):
+            raise UsageError(f"A client cannot read masks as {mask_format!r}.", next_step="Use rle, polygon or png.")
         key = key or os.environ.get("LISASEG_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.retries = retries
+        self.retries, self.mask_format = retries, mask_format
         secure = url.startswith("https://")  # certificates are read only where they are needed: it takes a while
         self._http = httpx2.Client(base_url=url.rstrip("/"), headers=headers, timeout=httpx2.Timeout(timeout, connect=10.0), verify=secure)
 
@@ -162,6 +165,7 @@ class RemoteChat:
         self.check(text, mode)
         history = [{"prompt": a.instruction, "mode": m, "raw_text": a.raw_text} for a, m in zip(self.turns, self._modes, strict=True)]
         body: dict[str, Any] = {"prompt": text.encode("utf-8", "ignore").decode(), "mode": mode, "history": history, "stream": on_text is not None}
+        body["mask_format"] = self.client.mask_format
         if max_new_tokens is not None:
             body["max_new_tokens"] = max_new_tokens
         data = self._ask(body, on_text)

@@ -24,6 +24,7 @@ from lisaseg.model.lisa import LisaModel
 from lisaseg.model.memory import Setting, within_memory
 from lisaseg.model.remembering import PictureMemory
 from lisaseg.model.weighing import weigh_names
+from lisaseg.startup import collector_paused
 from lisaseg.tokenization import Tokenizer, clean_instruction
 from lisaseg.types import MODES, PLUS_MODES, SEG_TEXT, Answer, Mode, Segment, Status, Turn
 from lisaseg.vlms.base import Generation, ImageContext, left_pad
@@ -63,7 +64,8 @@ def load(
     check_quantize(quantize)
     where = pick_device(device)
     setting = Setting(pick_dtype(dtype, where), quantize)
-    model, tokenizer = load_model(name, setting.dtype, offline, where, quantize, device_map)
+    with collector_paused():
+        model, tokenizer = load_model(name, setting.dtype, offline, where, quantize, device_map)
     return Predictor(model, tokenizer, name=str(name), setting=setting)
 
 

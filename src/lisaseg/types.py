@@ -23,6 +23,7 @@ SEG_TEXT = "[SEG]"  # the token behind which a mask stands, as written in raw an
 Status = Literal["masks", "no_target", "no_mask_requested", "truncated"]
 Mode = Literal["auto", "segment", "explain", "text", "instances", "explain_instances", "reason"]
 MODES: tuple[Mode, ...] = ("auto", "segment", "explain", "text")
+MaskFormat = Literal["rle", "polygon", "png", "none"]  # of masks in JSON, see lisaseg.formats.mask_forms
 PLUS_MODES: tuple[Mode, ...] = ("instances", "explain_instances", "reason")  # of LISA++ checkpoints only
 BACKGROUND, TARGET, IGNORE = 0, 1, 255
 
@@ -197,11 +198,11 @@ class Answer:
             return np.zeros((0, *self.image_size), dtype=bool)
         return np.stack([segment.mask for segment in self.segments])
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form; masks as COCO compressed RLE (`{"size": [H, W], "counts": str}`)."""
+    def to_dict(self, mask_format: MaskFormat = "rle") -> dict[str, Any]:
+        """JSON-ready form; masks as COCO compressed RLE (`{"size": [H, W], "counts": str}`) or in another form of `lisaseg.formats.mask_forms`."""
         from lisaseg.formats.answer import answer_to_dict
 
-        return answer_to_dict(self)
+        return answer_to_dict(self, mask_format)
 
     def to_coco(self) -> dict[str, Any]:
         """A COCO document with one image and one annotation for each segment."""

@@ -23,6 +23,7 @@ import lisaseg
 from lisaseg.apps import bench, cli, console
 from lisaseg.apps.commands import options
 from lisaseg.errors import InstructionError, ModelLoadError
+from lisaseg.formats import FORMATS
 from lisaseg.types import MODES, PLUS_MODES, Answer, Mode, Segment
 
 H, W = 40, 60
@@ -140,6 +141,32 @@ def test_ask_writes_files_and_names_them(model: StandIn, picture: Path, tmp_path
     assert sorted(path.name for path in out.iterdir()) == ["street.json", "street.mask1.png", "street.overlay.png"]
     assert result.stdout.splitlines()[1].endswith(str(out / "street.mask1.png"))
     assert str(out / "street.overlay.png") in result.stderr and str(out / "street.json") in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("jsonl", "street.jsonl"), ("labelme", "street.labelme"), ("yolo", "street.yolo"), ("coco", "street.coco.json")]
+)
+def test_ask_writes_annotations_of_any_format(model: StandIn, picture: Path, tmp_path: Path, name: str, place: str) -> None:
+    for _ in range(2):  # an earlier one is replaced
+        result = run("ask", picture, "Where?", "-o", tmp_path / "out", "--format", name, "--format", "cvat")
+        assert result.exit_code == 0 and f"wrote {tmp_path / 'out' / place}" in result.stderr
+    (sample,) = FORMATS.get(name).read(tmp_path / "out" / place, None)
+    (query,) = sample.queries
+    assert (query.masks[0] == model.answer.masks[0]).all() and query.text == ("q" if name == "jsonl" else "the dog")
+    assert (tmp_path / "out/street.cvat.xml").is_file() and not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_picture_from_standard_input_is_kept_beside_its_annotations(model: StandIn, picture: Path, tmp_path: Path) -> None:
+    result = run("ask", "-", "Where?", "-o", tmp_path / "out", "--format", "jsonl", stdin=picture.read_bytes())
+    assert result.exit_code == 0
+    (sample,) = FORMATS.get("jsonl").read(tmp_path / "out/stdin.jsonl", None)
+    assert sample.image == tmp_path / "out/stdin.png" and (np.asarray(Image.open(sample.image)) == np.asarray(Image.open(picture))).all()
+
+
+def test_a_format_needs_a_name_and_a_place(model: StandIn, picture: Path, tmp_path: Path) -> None:
+    assert "-o DIR" in (result := run("ask", picture, "Where?", "--format", "coco")).stderr and result.exit_code == 2
+    assert run("ask", picture, "Where?", "-o", tmp_path, "--format", "excel").exit_code == 2
+    assert not model.calls, "the model is not asked in vain"
 
 
 def test_json_is_exactly_the_answer(model: StandIn, picture: Path, tmp_path: Path) -> None:

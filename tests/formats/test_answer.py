@@ -103,7 +103,7 @@ def test_coco_annotations_fit_the_masks(answer: Answer) -> None:
     for note, segment in zip(document["annotations"], answer.segments, strict=True):
         assert (coco.decode(note["segmentation"]) == segment.mask).all() and note["area"] == segment.area
         assert note["bbox"] == coco.toBbox(note["segmentation"]).tolist() or not segment.area
-        assert ids[note["category_id"]] == (segment.phrase or answer.instruction or "target")
+        assert ids[note["category_id"]] == (segment.phrase or answer.instruction or "object")
 
 
 @settings(max_examples=10, deadline=None)

@@ -15,7 +15,8 @@ from PIL import Image
 from lisaseg.datasets import DATASETS
 from lisaseg.errors import DataError
 from lisaseg.formats import FORMATS
-from lisaseg.formats.answer import answer_to_sample, mask_png
+from lisaseg.formats.answer import answer_to_sample
+from lisaseg.formats.mask_forms import mask_png
 from lisaseg.types import IGNORE, Answer, Query, Sample, Segment
 
 H, W = 20, 30

@@ -38,3 +38,19 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield make
     for server in servers:
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the stub engine and every door for annotation tools."""
+    server = Server(tmp_path_factory.mktemp("tools"), "--stub-seconds", "0.01", "--integrations", "label-studio, X-AnyLabeling")
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def tiny_tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with lisa-tiny and every door for annotation tools."""
+    server = Server(tmp_path_factory.mktemp("tiny_tools"), "--integrations", "label-studio,x-anylabeling", engine="lisa")
+    yield server
+    assert server.stop() == 0

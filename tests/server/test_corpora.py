@@ -117,7 +117,7 @@ FIELDS = st.fixed_dictionaries(
             "image": st.fixed_dictionaries({"type": st.sampled_from(["base64", "url"]), "value": st.text(max_size=30)}),
             "history": st.lists(st.fixed_dictionaries({"prompt": st.text(max_size=5), "raw_text": st.text(max_size=5)}), max_size=3),
             "mode": st.sampled_from(["auto", "text", "x"]),
-            "mask_format": st.sampled_from(["rle", "png", "none"]),
+            "mask_format": st.sampled_from(["rle", "polygon", "png", "none"]),
             "max_new_tokens": st.integers(),
             "stream": st.booleans(),
             "messages": st.lists(
@@ -125,7 +125,7 @@ FIELDS = st.fixed_dictionaries(
             ),
             "model": st.just("lisa-tiny"),
             "answers": st.lists(st.dictionaries(st.sampled_from(["image", "segments", "text", "status"]), JSON, max_size=4), max_size=2),
-            "to": st.sampled_from(["json", "zip", "overlay", "x"]),
+            "to": st.sampled_from(["json", "zip", "overlay", "yolo", "x"]),
         }.items()
     },
 )

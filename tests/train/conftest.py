@@ -12,6 +12,7 @@ from tests.train import workshop
 
 from lisaseg.datasets.pool import Pool
 from lisaseg.tokenization import TextTokenizer
+from lisaseg.train import run as door
 from lisaseg.train.texts import NounBook
 from lisaseg.train.views import build_cache, plan_views
 from lisaseg.vlms.tiny_trunk import TinyTrunk
@@ -64,3 +65,16 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 def small_book(tmp_path_factory: pytest.TempPathFactory) -> NounBook:
     """A book of categories, common nouns and the nouns of a mini WordNet."""
     return NounBook(str(workshop.write_wordnet(tmp_path_factory.mktemp("wordnet"))), 10_000)
+
+
+@pytest.fixture
+def world(tmp_path: Path, trunk: TinyTrunk, tiny_tokenizer: TextTokenizer, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """All that the recipe names, as files. The language model's cache would be filled from the network: the tiny random one is there instead."""
+    tiny_tokenizer._tokenizer.save(str(tmp_path / "tokenizer.json"))
+    workshop.write_pool(tmp_path / "pool")
+    workshop.write_cutouts(tmp_path / "cutouts")
+    workshop.write_wordnet(tmp_path / "wordnet")
+    workshop.write_base(tmp_path / "base", trunk, (tmp_path / "tokenizer.json").read_bytes())
+    language_model = tiny_random.build_model().vlm.language_model
+    monkeypatch.setattr(door, "load_language_model", lambda name, dtype: (language_model.to(dtype), tmp_path))
+    return workshop.write_recipe(tmp_path)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests import tiny_random
 from tests.train import workshop
 from typer.testing import CliRunner
 
@@ -30,47 +29,7 @@ from lisaseg.train.view_sources import CachedViews
 from lisaseg.vlms.tiny_trunk import TinyTrunk
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("lisa-tiny*.toml"))
-TEXT = """
-out = "{root}/run"
-threads = 1
-bf16 = false
-lora_rank = 4
-lora_alpha = 8
-seg_hidden = 48
-save_every = 1
-log_every = 1
-[data]
-pool = "{root}/pool"
-base = "{root}/base"
-wordnet = "{root}/wordnet"
-files = {{small_train = 2}}
-weights = {{small_train = 0.8, cutouts = 0.2}}
-cutouts = "{root}/cutouts"
-composites = 2
-[stages.vision]
-kind = "vision"
-steps = 1
-batch = 1
-queries = 2
-[stages.text]
-kind = "text"
-steps = 1
-batch = 1
-queries = 3
-[stages.joint]
-kind = "joint"
-steps = 2
-batch = 1
-queries = 2
-text_share = 0.0
-"""
 STEPS = {"vision": 1, "text": 1, "joint": 2}
-
-
-def write_recipe(root: Path) -> Path:
-    path = root / "small.toml"
-    path.write_text(TEXT.format(root=root.as_posix()), encoding="utf-8")
-    return path
 
 
 # what a recipe may say
@@ -87,13 +46,13 @@ def test_every_recipe_can_be_built(path: Path) -> None:
 def test_a_value_is_no_table(tmp_path: Path, change: str) -> None:
     key = change.partition("=")[0]
     with pytest.raises(UsageError, match=rf"--set {key}: {key.split('.')[-2 if key != 'out.a.b' else 0]} is a value, not a table"):
-        load_recipe(write_recipe(tmp_path), ["seed=1", change])
+        load_recipe(workshop.write_recipe(tmp_path), ["seed=1", change])
 
 
 @pytest.mark.parametrize("change", ["stages=3", "data.files=3", "stages.text=3", "data.weights.small_train=much"])
 def test_a_table_is_no_value(tmp_path: Path, change: str) -> None:
     with pytest.raises(UsageError, match=f"key {change.partition('=')[0]}"):
-        load_recipe(write_recipe(tmp_path), [change])
+        load_recipe(workshop.write_recipe(tmp_path), [change])
 
 
 def test_a_missing_recipe_is_wrong_use(tmp_path: Path) -> None:
@@ -102,20 +61,20 @@ def test_a_missing_recipe_is_wrong_use(tmp_path: Path) -> None:
 
 
 def test_an_unknown_stage_stops_before_anything_is_made(tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli.app, ["train", str(write_recipe(tmp_path)), "--set", 'only=["joint", "video"]'])
+    result = CliRunner().invoke(cli.app, ["train", str(workshop.write_recipe(tmp_path)), "--set", 'only=["joint", "video"]'])
     assert result.exit_code == 2 and "unknown stages: video" in result.output and "vision, text, joint" in result.output
     assert {path.name for path in tmp_path.iterdir()} == {"small.toml"}
 
 
 def test_missing_data_is_named(tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli.app, ["train", str(write_recipe(tmp_path))])
+    result = CliRunner().invoke(cli.app, ["train", str(workshop.write_recipe(tmp_path))])
     assert result.exit_code == 2 and "small_train" in result.output and "Traceback" not in result.output
 
 
 def test_missing_libraries_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"peft and tensorboard.*lisaseg\[train\]"):
-        train.run_recipe(write_recipe(tmp_path))
+        train.run_recipe(workshop.write_recipe(tmp_path))
 
 
 # what is trained, in which order
@@ -136,7 +95,7 @@ def model_of(out: Path) -> bytes:
 
 
 def test_stages_apart_or_in_one_go_end_in_the_same_model(built: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe, one, apart = write_recipe(tmp_path), tmp_path / "one", tmp_path / "apart"
+    recipe, one, apart = workshop.write_recipe(tmp_path), tmp_path / "one", tmp_path / "apart"
     run(recipe, [f"out={one}"])
     told = capsys.readouterr()
     assert told.out == "" and [line.split()[:2] for line in told.err.splitlines()] == [
@@ -156,40 +115,27 @@ def test_stages_apart_or_in_one_go_end_in_the_same_model(built: None, tmp_path: 
 
 
 def test_stages_that_are_left_out_are_told(built: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(write_recipe(tmp_path), ['only=["text"]'])
+    run(workshop.write_recipe(tmp_path), ['only=["text"]'])
     assert "vision: has no checkpoint, goes on untrained" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"text", "model"}, "later stages are left alone"
-    run(write_recipe(tmp_path), ['only=["text"]'], resume=False)
+    run(workshop.write_recipe(tmp_path), ['only=["text"]'], resume=False)
     assert log_of(tmp_path / "run", "text") == [1, 1], "without resume it starts again"
 
 
 def test_a_dry_run_counts_and_writes_nothing(built: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(write_recipe(tmp_path), [], dry_run=True)
+    run(workshop.write_recipe(tmp_path), [], dry_run=True)
     told = capsys.readouterr().err
     assert all(part in told for part in ("lora", "seg_head", "mask_decoder", " M")) and not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(built: None, tmp_path: Path) -> None:
-    run(write_recipe(tmp_path), ['only=["text"]'])
+    run(workshop.write_recipe(tmp_path), ['only=["text"]'])
     shutil.move(tmp_path / "run/text", tmp_path / "run/vision")
     with pytest.raises(TrainingError, match=r"another set of parameters.*--no-resume"):
-        run(write_recipe(tmp_path), ['only=["vision"]'])
+        run(workshop.write_recipe(tmp_path), ['only=["vision"]'])
 
 
 # how everything is built
-
-
-@pytest.fixture
-def world(tmp_path: Path, trunk: TinyTrunk, tiny_tokenizer: TextTokenizer, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """All that the recipe names, as files. The language model's cache would be filled from the network: the tiny random one is there instead."""
-    tiny_tokenizer._tokenizer.save(str(tmp_path / "tokenizer.json"))
-    workshop.write_pool(tmp_path / "pool")
-    workshop.write_cutouts(tmp_path / "cutouts")
-    workshop.write_wordnet(tmp_path / "wordnet")
-    workshop.write_base(tmp_path / "base", trunk, (tmp_path / "tokenizer.json").read_bytes())
-    language_model = tiny_random.build_model().vlm.language_model
-    monkeypatch.setattr(door, "load_language_model", lambda name, dtype: (language_model.to(dtype), tmp_path))
-    return write_recipe(tmp_path)
 
 
 def test_a_recipe_builds_its_workshop(world: Path, trunk: TinyTrunk, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,7 +160,8 @@ def test_a_recipe_builds_its_workshop(world: Path, trunk: TinyTrunk, capsys: pyt
     vectors = shop.space(["dog", "gannet"])
     again = NounSpace(recipe.data.base, recipe.out / "noun_space.safetensors", [])
     torch.testing.assert_close(again(["gannet", "dog"]), vectors.flip(0))
-    assert door.prepare_views(recipe, [Pool(recipe.data.pool, "small_train")], Cutouts(recipe.data.cutouts or ""))[0] == shop.views.paths[0]
+    pools, cutouts = [Pool(recipe.data.pool, "small_train")], Cutouts(recipe.data.cutouts or "")
+    assert door.prepare_views(recipe, pools, cutouts, vision.trunk)[0] == shop.views.paths[0]
     assert [path.stat().st_mtime_ns for path in shop.views.paths] == times, "what is there is not made again"
 
 
@@ -228,7 +175,7 @@ def test_a_recipe_trains_from_files_to_a_model(world: Path) -> None:
 
 
 def test_weights_are_shared_as_the_recipe_says(pool: Pool, tmp_path: Path) -> None:
-    recipe = load_recipe(write_recipe(tmp_path), ["data.weights.small_train=3.0", "data.weights.cutouts=1.0"])
+    recipe = load_recipe(workshop.write_recipe(tmp_path), ["data.weights.small_train=3.0", "data.weights.cutouts=1.0"])
     p = view_weights(recipe, [pool], n_composites=4)
     assert len(p) == 6 + 4 and p.sum() == pytest.approx(1) and (p > 0).all()
     assert p[:6].sum() == pytest.approx(0.75) and np.allclose(p[6:], 0.0625), "a file's weight is split among its views"
@@ -237,5 +184,5 @@ def test_weights_are_shared_as_the_recipe_says(pool: Pool, tmp_path: Path) -> No
 
 
 def test_the_vocabulary_names_each_thing_once(pool: Pool, tmp_path: Path) -> None:
-    names = vocabulary(load_recipe(write_recipe(tmp_path)), [pool, pool], Cutouts(workshop.write_cutouts(tmp_path / "c")))
+    names = vocabulary(load_recipe(workshop.write_recipe(tmp_path)), [pool, pool], Cutouts(workshop.write_cutouts(tmp_path / "c")))
     assert names == ["dog", "cat", "cup", "tree", "sky", "person", "teapot", "lamp", "kite", "drum"]

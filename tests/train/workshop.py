@@ -194,3 +194,46 @@ def build_recipe(out: Path, stages: dict[str, StageConfig], **values: Any) -> Re
     """A recipe of these stages; its data section names nothing that exists."""
     data = DataConfig(pool=out, files={}, weights={}, base=out)
     return Recipe(out=out, data=data, stages=stages, **{**RECIPE, **values})
+
+
+RECIPE_TEXT = """
+out = "{root}/run"
+threads = 1
+bf16 = false
+lora_rank = 4
+lora_alpha = 8
+seg_hidden = 48
+save_every = 1
+log_every = 1
+[data]
+pool = "{root}/pool"
+base = "{root}/base"
+wordnet = "{root}/wordnet"
+files = {{small_train = 2}}
+weights = {{small_train = 0.8, cutouts = 0.2}}
+cutouts = "{root}/cutouts"
+composites = 2
+[stages.vision]
+kind = "vision"
+steps = 1
+batch = 1
+queries = 2
+[stages.text]
+kind = "text"
+steps = 1
+batch = 1
+queries = 3
+[stages.joint]
+kind = "joint"
+steps = 2
+batch = 1
+queries = 2
+text_share = 0.0
+"""
+
+
+def write_recipe(root: Path) -> Path:
+    """A recipe of all three stages for the files of a world."""
+    path = root / "small.toml"
+    path.write_text(RECIPE_TEXT.format(root=root.as_posix()), encoding="utf-8")
+    return path

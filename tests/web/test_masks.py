@@ -18,12 +18,16 @@ from pycocotools import mask as coco
 from tests.server.running import Server
 from tests.web.desk import EXAMPLES, Desk
 
-from lisaseg.formats import rle
+from lisaseg.formats import FORMATS, rle
 from lisaseg.formats.answer import answer_from_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.web
 Sit = Callable[..., Desk]
+FORGET = """async (session) => {
+  const { image } = await (await fetch(`/v1/sessions/${session}`)).json();
+  await fetch(`/v1/images/${image.id}`, { method: "DELETE" });
+}"""
 
 
 @pytest.fixture
@@ -208,6 +212,31 @@ def test_downloads(two: Desk) -> None:
     name, data = two.download(".layer >> nth=0 >> .save")
     saved = Image.open(io.BytesIO(data))
     assert (name, saved.mode) == ("the-person.png", "L") and np.array_equal(np.asarray(saved), masks[0] * np.uint8(255))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "reasonseg", "labelme", "labelstudio", "cvat", "yolo"])
+def test_annotations_for_other_tools(two: Desk, tmp_path: Path, kind: str) -> None:
+    """With the picture, and with the reader's names; also when the server has forgotten the picture meanwhile."""
+    two.page.fill(".layer >> nth=1 >> .name", "hair")
+    if kind == "jsonl":
+        two.refusals = True
+        two.page.evaluate(FORGET, two.session())
+    uploads = two.sent("POST", "/v1/images")
+    two.page.click("#download")
+    name, data = two.download(f'[data-kind="{kind}"]')
+    assert name == f"astronaut.{kind}.zip" and two.sent("POST", "/v1/images") == uploads + (kind == "jsonl")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        archive.extractall(tmp_path)
+    form = FORMATS.get(kind)
+    samples = list(form.read(tmp_path / f"astronaut{form.suffix}" if form.suffix else tmp_path, None))
+    queries = [query for sample in samples for query in sample.queries]
+    answers = recorded()
+    assert [query.text for query in queries] == ([answer["instruction"] for answer in answers] if form.asks else ["the person", "hair"])
+    for query, answer in zip(queries, answers, strict=True):
+        mask, got = rle.decode(answer["segments"][0]["mask"]), query.masks[0] == 1
+        assert (got == mask).all() if "exact" in form.keeps else (got & mask).sum() >= 0.97 * (got | mask).sum()
+    if kind == "jsonl":
+        assert [query.name for query in queries] == ["the person", "hair"]
 
 
 @pytest.mark.parametrize("language", ["curl", "Python", "JavaScript"])

@@ -230,21 +230,11 @@ def run_local(worker: Worker, pairs: Sequence[Pair], batch_size: int, done: Call
 
 def export(results: Results, pairs: Sequence[Pair], name: str) -> Path:
     """Write all answers that are done in a format of `lisaseg data convert` to OUT/<format><suffix>; an earlier one is replaced. Returns its path."""
-    import shutil
-
-    from lisaseg.formats.answer import answer_from_dict, answer_to_sample
+    from lisaseg.formats.answer import answer_from_dict
+    from lisaseg.formats.convert import write_answers
 
     form: Format = FORMATS.get(name)
     target = results.out / f"{form.name}{form.suffix}"
-    aside = results.out / f".aside-{form.name}{form.suffix}"
-    shutil.rmtree(aside, ignore_errors=True)
-    samples = (
-        answer_to_sample(answer_from_dict(json.loads(results.line(pair.key))["answer"]), Path(pair.file), pair.stem, by_phrase=not form.asks)
-        for pair in pairs
-        if pair.key in results.done
-    )
-    form.write(samples, aside)
-    if target.is_dir():
-        shutil.rmtree(target)
-    os.replace(aside, target)
+    done = (pair for pair in pairs if pair.key in results.done)
+    write_answers(((answer_from_dict(json.loads(results.line(pair.key))["answer"]), Path(pair.file), pair.stem) for pair in done), form, target)
     return target

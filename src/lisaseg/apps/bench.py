@@ -73,8 +73,8 @@ def measure(
     result["cold_ask_s"], _ = _timed(lambda: loaded.ask(rgb, QUESTION))
     result.update(_warm(loaded, rgb, runs))
     result.update(_second_question(loaded, rgb))
-    result["batch"] = _batch(loaded, rgb)
     result["peak_rss_mb"] = _peak_rss_mb()
+    result["batch"] = _batch(loaded, rgb) | {"peak_rss_mb": _peak_rss_mb()}
     result["process_ask_s"] = _whole_process(rgb, model, {"device": device, "dtype": dtype, "quantize": quantize, "device-map": device_map})
     return result
 
@@ -84,16 +84,19 @@ def rows_of(result: dict[str, Any]) -> list[list[str]]:
     batch, encodings = result["batch"], result["image_encodings"]
     stages = ", ".join(f"{name} {ms:.0f} ms" for name, ms in result["stages_ms"].items())
     again = encodings["second_question"]
-    rss = result["peak_rss_mb"]
     return [
         ["load", f"{result['load_s']:.2f} s", f"{result['model']}, imports included"],
         ["first question", f"{result['cold_ask_s']:.2f} s", f"picture of {result['image'][1]} x {result['image'][0]} pixels"],
         ["warm question", f"{result['warm_ask_s']:.3f} s", f"median of {result['runs']} pictures; {stages}"],
         ["second question", f"{result['second_question_s']:.3f} s", f"same picture, encoded {again} more time{'' if again == 1 else 's'}"],
         [f"batch of {batch['n']}", f"{batch['batch_s']:.2f} s", f"{batch['speedup']:.2f} times as fast as a loop ({batch['loop_s']:.2f} s)"],
-        ["peak memory", "unknown" if rss is None else f"{rss:.0f} MB", "resident, this process"],
+        ["peak memory", _mb(result["peak_rss_mb"]), f"resident, one question at a time; with the batch {_mb(batch['peak_rss_mb'])}"],
         ["whole process", f"{result['process_ask_s']:.2f} s", "`lisaseg ask` from the shell to the answer"],
     ]
+
+
+def _mb(megabytes: float | None) -> str:
+    return "unknown" if megabytes is None else f"{megabytes:.0f} MB"
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:

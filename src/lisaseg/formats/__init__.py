@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # What a format may keep -> what is lost where it does not.
 FEATURES = {
-    "exact": "masks become outlines; lines of one pixel join their parts and holes",
+    "exact": "masks become outlines; lines of one pixel join their parts",
     "instances": "several masks of one text become one",
     "overlaps": "where masks of different texts overlap, one of them loses the pixels",
     "ignore": "ignored pixels become background",
@@ -46,6 +46,7 @@ class Format:
         write: (samples, path) -> number of texts written. `path` must be free; its folder is made. Raises DataError for a sample that cannot be
             written, UsageError for a place that cannot.
         asks: True if its entries are questions with all their masks; False if they are labelled objects.
+        copies: True if it holds copies of the pictures; False if it names them where they are.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Format:
     read: Callable[[Path, Path | None], Iterator[Sample]]
     write: Callable[[Iterable[Sample], Path], int]
     asks: bool = False
+    copies: bool = False
 
 
 FORMATS = Registry(

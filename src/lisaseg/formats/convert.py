@@ -1,4 +1,4 @@
-"""From one format to another, whole or not at all, and with a word about what the target cannot hold."""
+"""From one format to another, and from answers to any of them: whole or not at all, and with a word about what the target cannot hold."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import secrets
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import numpy as np
 
 from lisaseg.errors import DataError, UsageError
 from lisaseg.formats import FEATURES, FORMATS, Format
-from lisaseg.types import IGNORE, TARGET, Sample
+from lisaseg.formats.answer import answer_to_sample
+from lisaseg.types import IGNORE, TARGET, Answer, Sample
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,33 @@ def convert(source: Path, out: Path, from_format: str, to_format: str, *, images
     if not source.exists():
         raise UsageError(f"There is no {source}.", next_step="Check the path.")
     counted = _Counted(reader.read(source, images), writer)
-    # The new thing grows beside its place: relative paths in it stay right when it is renamed.
-    aside = out.parent / f".aside-{secrets.token_hex(8)}{writer.suffix}"
-    try:
+    with _aside(out, writer) as aside:
         written = writer.write(counted, aside)
         if not counted.samples:
             raise DataError(f"{source} holds no sample.", next_step="Check the path and the format.")
         os.replace(aside, out)
+    return Converted(counted.samples, counted.queries, written, dict(counted.losses))
+
+
+def write_answers(answers: Iterable[tuple[Answer, Path, str]], form: Format, out: Path) -> int:
+    """Write (answer, file of its picture, id) in a format; what is at `out` is replaced. See `answer_to_sample` for what becomes of an answer.
+
+    Returns the number of texts written. Raises UsageError: `out` cannot be written. DataError: an answer is of another size than its picture.
+    """
+    with _aside(out, form) as aside:
+        written = form.write((answer_to_sample(answer, image, name, by_phrase=not form.asks) for answer, image, name in answers), aside)
+        if out.is_dir():
+            shutil.rmtree(out)
+        os.replace(aside, out)
+    return written
+
+
+@contextmanager
+def _aside(out: Path, form: Format) -> Iterator[Path]:
+    """Where something for `out` may grow: beside it, so that relative paths in it stay right when it is renamed. Removed if it is still there."""
+    aside = out.parent / f".aside-{secrets.token_hex(8)}{form.suffix}"
+    try:
+        yield aside
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error.strerror}.", next_step="Choose another place.", code="cannot_write") from error
     finally:
@@ -58,7 +80,6 @@ def convert(source: Path, out: Path, from_format: str, to_format: str, *, images
             shutil.rmtree(aside, ignore_errors=True)
         elif aside.exists():
             aside.unlink()
-    return Converted(counted.samples, counted.queries, written, dict(counted.losses))
 
 
 def _format(name: str) -> Format:

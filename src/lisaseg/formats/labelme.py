@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 
 from lisaseg.errors import DataError
 from lisaseg.formats import Format, write_aside
-from lisaseg.formats.answer import mask_png
+from lisaseg.formats.mask_forms import mask_png
 from lisaseg.formats.pictures import by_picture, json_bytes, make_folder, relative, sample_of, unique_stems
 from lisaseg.formats.reading import MEND, check_picture, field, find_picture, load_json, text_field
 from lisaseg.types import Sample

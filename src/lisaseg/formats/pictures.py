@@ -5,6 +5,7 @@ A data set of a few thousand pictures fits in memory as run lengths, not as arra
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from lisaseg.errors import DataError, UsageError
 from lisaseg.formats import rle, write_aside
@@ -170,6 +172,13 @@ def copy_picture(source: Path, target: Path) -> None:
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror}.", next_step="Check the picture.") from error
     write_aside(target, data)
+
+
+def png_bytes(pixels: np.ndarray, compress_level: int = 6) -> bytes:
+    """uint8 `(H, W)` or `(H, W, 3)` -> a PNG file; zlib's level, 1 fast to 9 small."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=compress_level)
+    return buffer.getvalue()
 
 
 def json_bytes(data: Any, indent: int | None = None) -> bytes:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from lisaseg.errors import DataError
 from lisaseg.formats import Format, write_aside
-from lisaseg.formats.answer import mask_png
+from lisaseg.formats.mask_forms import mask_png
 from lisaseg.formats.pictures import Annotated, by_picture, copy_picture, make_folder, relative, sample_of, unique_stems
 from lisaseg.formats.reading import MEND, check_picture, checked_text, find_picture, picture_size, read_binary_png, read_png
 from lisaseg.types import IGNORE, Query, Sample
@@ -206,4 +206,6 @@ def _palette_png(values: np.ndarray) -> bytes:
 PNG = Format(
     "png", "one PNG of 0 and 255 a mask, and a CSV file", frozenset({"exact", "instances", "overlaps", "absent"}), "", _read_binary, _write_binary
 )
-PNG_INDEX = Format("png-index", "Pascal VOC's class and object PNGs", frozenset({"exact", "instances", "ignore"}), "", _read_index, _write_index)
+PNG_INDEX = Format(
+    "png-index", "Pascal VOC's class and object PNGs", frozenset({"exact", "instances", "ignore"}), "", _read_index, _write_index, copies=True
+)

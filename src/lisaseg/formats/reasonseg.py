@@ -155,5 +155,12 @@ def _record(query: Query) -> dict[str, Any]:
 
 
 REASONSEG = Format(
-    "reasonseg", "ReasonSeg's pairs of JPEG and JSON", frozenset({"overlaps", "ignore", "absent", "question"}), "", read, write, asks=True
+    "reasonseg",
+    "ReasonSeg's pairs of JPEG and JSON",
+    frozenset({"exact", "overlaps", "ignore", "absent", "question"}),
+    "",
+    read,
+    write,
+    asks=True,
+    copies=True,
 )

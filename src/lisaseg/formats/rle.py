@@ -40,7 +40,7 @@ def decode(rle: Mapping[str, Any]) -> np.ndarray:
     Raises:
         DataError: size or counts are malformed, or the runs do not add up to H * W.
     """
-    height, width = _size(rle)
+    height, width = size_of(rle)
     counts = rle.get("counts")
     if isinstance(counts, str | bytes):
         runs = _uncompress(counts)
@@ -78,7 +78,8 @@ def polygons_to_mask(polygons: Sequence[Sequence[float]], height: int, width: in
     return decode(coco.merge(rles))
 
 
-def _size(rle: Mapping[str, Any]) -> tuple[int, int]:
+def size_of(rle: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) of a mask in JSON; DataError if it is missing, malformed, or more than `MAX_PIXELS`."""
     size = rle.get("size")
     if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
         raise DataError(f"RLE size must be [height, width] in pixels, got {str(size)[:60]}.", next_step="Add the size of the picture to the mask.")

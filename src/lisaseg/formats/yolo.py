@@ -1,8 +1,8 @@
 """YOLO segmentation (Ultralytics): `data.yaml` with class names, `images/`, and for each picture a text file in `labels/`.
 
 A line is one object, `class x1 y1 x2 y2 ...` in fractions of width and height. Ultralytics and supervision paint it with OpenCV, on whole pixels and
-the outline included; so it is read and written here. Parts and holes of an object are joined into that one outline by lines walked there and back,
-which show as lines of one pixel. A picture without a label file shows nothing.
+the outline included; so it is read and written here. Parts of an object are joined into that one outline by lines walked there and back, which show
+as lines of one pixel; those that lead to holes run over the object itself. A picture without a label file shows nothing.
 """
 
 from __future__ import annotations
@@ -140,4 +140,4 @@ def write(samples: Iterable[Sample], path: Path) -> int:
     return count
 
 
-YOLO = Format("yolo", "YOLO segmentation (Ultralytics), outlines in text files", frozenset({"instances", "overlaps"}), "", read, write)
+YOLO = Format("yolo", "YOLO segmentation (Ultralytics), outlines in text files", frozenset({"instances", "overlaps"}), "", read, write, copies=True)

@@ -72,7 +72,8 @@ def model_folder(name: str | Path, offline: bool = False) -> Path:
     return store.preset_dir(str(name))
 
 
-def _read_config(folder: Path) -> LisaConfig:
+def read_tiny_config(folder: Path) -> LisaConfig:
+    """config.json of a folder in lisaseg's own layout; ModelLoadError says what is wrong with it."""
     try:
         values: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if values.get("model_type") != LisaConfig.model_type:
@@ -103,16 +104,19 @@ def load_model(
     for option, value in (("quantize", quantize), ("device_map", device_map)):
         if value is not None:
             raise UsageError(f"{option}={value!r} is not available for {name}: it is small already.", next_step=f"Leave {option} out.")
-    config = _read_config(folder)
+    config = read_tiny_config(folder)
     file = folder / "model.safetensors"
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ModelLoadError(f"{file} is damaged: {error}.", next_step="Fetch it again.", code="weights_damaged") from error
+    from transformers.initialization import no_init_weights
+
     if config.language_model is None:
         raise ModelLoadError(f"{folder / 'config.json'} names no language_model.", next_step="Fetch the folder again.", code="config_wrong")
     language_model, language_folder = load_language_model(config.language_model, dtype, offline)
-    model = LisaModel(config, language_model)
+    with no_init_weights():  # every tensor is read from the file
+        model = LisaModel(config, language_model)
     lora = config.lora or {"rank": 1, "alpha": 1}
     used = merge_lora(model, tensors, int(lora["rank"]), int(lora["alpha"]))
     stray = [n for n in tensors if n.startswith(LANGUAGE) and n not in used]

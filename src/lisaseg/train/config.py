@@ -16,10 +16,13 @@ class StageConfig(Strict):
     Attributes:
         kind: "vision" (neck and mask decoder towards nouns), "text" (language model on scenes of nouns), "joint" (everything, on pictures).
         steps: optimiser steps. batch: pictures or scenes a step. queries: conversations a picture or scene at most.
-        lr: peak learning rate; `vision_lr` for neck and decoder in the joint stage. warmup: steps of linear warm-up, then cosine to 5 %.
+        lr: peak learning rate; `vision_lr` for neck and decoder in the joint stage, 0 = they are frozen.
+        warmup: steps of linear warm-up, then cosine to 5 %.
         trunk_lr: of EfficientNet in the stages that see pictures; 0 = the trunk is frozen. It needs `data.live`.
         text_share: share of text batches in the joint stage; text_batch: scenes in them (0 = `batch`).
         p_definition, p_absent, p_chat: mix of what is asked.
+        p_category: share of the things of a picture that are asked for; p_referring: how often one of several of a name is asked for by its place
+        or size. Both are there to leave a group of data out.
         p_implicit: share of texts that are implicit queries, not definitions (half of it where nothing fits).
         p_attribute: share of scenes where one thing alone has what is asked for. reason_share: share of pictures from `data.reason`.
         These three are 0 for a model that learns no reasoning query.
@@ -31,7 +34,7 @@ class StageConfig(Strict):
     batch: int = Field(default=8, gt=0)
     queries: int = Field(default=4, gt=0)
     lr: float = Field(default=6e-4, gt=0)
-    vision_lr: float = Field(default=3e-4, gt=0)
+    vision_lr: float = Field(default=3e-4, ge=0)
     warmup: int = 50
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -41,6 +44,8 @@ class StageConfig(Strict):
     p_definition: float = 0.6
     p_absent: float = 0.15
     p_chat: float = 0.12
+    p_category: float = Field(default=1.0, ge=0, le=1)
+    p_referring: float = Field(default=0.25, ge=0, le=1)
     p_implicit: float = Field(default=0.0, ge=0, le=1)
     p_attribute: float = Field(default=0.0, ge=0, le=1)
     reason_share: float = Field(default=0.0, ge=0, le=1)
@@ -57,6 +62,7 @@ class DataConfig(Strict):
         reason: JSONL files with reasoning queries (lisaseg's native format), used by stages with a `reason_share`.
         cutouts: folder of cut-outs or None. composites: how many pictures are pasted together. wordnet: `dict` folder or None (usual places).
         nouns: how many of its nouns. base: folder with base archives.
+        cache: folder for features and noun vectors that several runs may share; the run's own if None.
     """
 
     pool: Path
@@ -69,18 +75,24 @@ class DataConfig(Strict):
     wordnet: str | None = None
     nouns: int = 6000
     base: Path
+    cache: Path | None = None
 
 
 class Recipe(Strict):
     """A whole recipe.
 
     Attributes:
-        out: run folder. only: names of stages to run, all if empty; earlier ones are loaded from their checkpoints.
+        out: run folder. start: model folder of this kind whose parts the run starts from: `start_parts`, "vision" (trunk, neck, mask decoder) and
+            "language" (adapters, projector, seg head, [SEG] rows).
+        seg_hidden, seg_state: see `LisaConfig`.
+        only: names of stages to run, all if empty; earlier ones are loaded from their checkpoints.
         device: "auto", "cpu", "cuda". threads: of torch on a CPU, 0 = its choice. workers: processes that prepare steps, 0 = none.
         minutes: stop after so long with a checkpoint, 0 = never; the same command goes on from there.
     """
 
     out: Path
+    start: Path | None = None
+    start_parts: tuple[Literal["vision", "language"], ...] = ("vision", "language")
     seed: int = 0
     device: str = "auto"
     threads: int = 0
@@ -89,7 +101,8 @@ class Recipe(Strict):
     bf16: bool = True
     lora_rank: int = 16
     lora_alpha: int = 32
-    seg_hidden: int = 576
+    seg_hidden: int = Field(default=576, ge=0)
+    seg_state: Literal["emit", "at"] = "emit"
     save_every: int = 100
     log_every: int = 10
     only: list[str] = Field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -28,10 +29,12 @@ from lisaseg.train.noun_space import COCO_THINGS, NounSpace
 from lisaseg.train.progress import reporting
 from lisaseg.train.reason_views import ReasonViews
 from lisaseg.train.stages import JointStage, TextStage, VisionStage, Workshop
+from lisaseg.train.start import check_space, fingerprint, start_config, start_from
 from lisaseg.train.texts import NounBook
 from lisaseg.train.tiny_base import build_trunk, imagenet_names
 from lisaseg.train.view_sources import CachedViews, LiveViews, ViewSource
 from lisaseg.train.views import build_cache, plan_views
+from lisaseg.vlms.tiny_trunk import TinyTrunk
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 STAGES: dict[str, Callable[..., Any]] = {"vision": VisionStage, "text": TextStage, "joint": JointStage}
@@ -64,15 +67,15 @@ def vocabulary(recipe: Recipe, pools: list[Pool], cutouts: Cutouts | None) -> li
     return list(dict.fromkeys(names))
 
 
-def prepare_views(recipe: Recipe, pools: list[Pool], cutouts: Cutouts | None) -> list[Path]:
-    """Compute the missing views of the cache; paths of all in plan order."""
-    folder = recipe.out / "views"
+def prepare_views(recipe: Recipe, pools: list[Pool], cutouts: Cutouts | None, trunk: TinyTrunk) -> list[Path]:
+    """Compute the missing views of the cache; paths of all in plan order. A trunk with other weights has a cache of its own."""
+    folder = (recipe.data.cache or recipe.out) / "views" / fingerprint(trunk)
     plan = list(plan_views(pools, recipe.data.files, cutouts, recipe.data.composites, recipe.seed))
     if any(not (folder / f"{stem}.safetensors").is_file() for stem, _ in plan):
-        trunk = build_trunk(recipe.data.base).to(torch.bfloat16 if recipe.bf16 else torch.float32)
-        trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fast = copy.deepcopy(trunk).to("cpu", torch.bfloat16 if recipe.bf16 else torch.float32)
+        fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with reporting("views", every=100) as report:
-            build_cache(folder, plan, trunk, report)
+            build_cache(folder, plan, fast, report)
     return [folder / f"{stem}.safetensors" for stem, _ in plan]
 
 
@@ -90,7 +93,7 @@ def view_weights(recipe: Recipe, pools: list[Pool], n_composites: int) -> np.nda
     return p / p.sum()  # type: ignore[no-any-return]
 
 
-def view_source(recipe: Recipe, pools: list[Pool], cutouts: Cutouts | None) -> ViewSource:
+def view_source(recipe: Recipe, pools: list[Pool], cutouts: Cutouts | None, trunk: TinyTrunk) -> ViewSource:
     """Live views, or the cache, whose missing views are computed now.
 
     Raises:
@@ -104,30 +107,16 @@ def view_source(recipe: Recipe, pools: list[Pool], cutouts: Cutouts | None) -> V
             f"Stage {hungry[0]} trains the trunk or reads reasoning samples, but the features of the trunk are cached.",
             next_step=f"Set data.live=true, or stages.{hungry[0]}.trunk_lr=0 and reason_share=0.",
         )
-    return CachedViews(prepare_views(recipe, pools, cutouts))
+    return CachedViews(prepare_views(recipe, pools, cutouts, trunk))
 
 
-def build_workshop(recipe: Recipe, log: Callable[[str], None]) -> Workshop:
-    """Model with adapters, texts, noun space and cached views of a recipe."""
-    pools = _pools(recipe)
-    cutouts = Cutouts(recipe.data.cutouts) if recipe.data.cutouts else None
-    book = NounBook(recipe.data.wordnet, recipe.data.nouns)
-    if cutouts is not None:
-        for i in range(len(cutouts)):
-            book.add(cutouts[i].name, [], [])  # its tags are themes ("beach"), not names
-    nouns = vocabulary(recipe, pools, cutouts)
-    space = NounSpace(recipe.data.base, recipe.out / "noun_space.safetensors", list(book.nouns))
-    imagenet = imagenet_names(recipe.data.base)
-    space.remember([*book.nouns, *nouns, *COCO_THINGS, *imagenet])
-    reason = ReasonViews(recipe.data.reason) if recipe.data.reason else None
-    if reason is not None:
-        space.remember([q.name.split(",")[0].strip() for _, queries in reason.pictures for q in queries if q.name])
-    views = view_source(recipe, pools, cutouts)
-    log(f"{len(views)} views, {len(nouns)} names in the vision vocabulary, {len(book.nouns)} nouns with texts")
+def new_model(recipe: Recipe, nouns: list[str], space: NounSpace, imagenet: list[str]) -> tuple[LisaModel, Path]:
+    """The model at step 0, with adapters, and the folder of its language model: from the base archives, or with parts of `recipe.start`."""
     language_model, folder = load_language_model("smollm2-135m-instruct", torch.bfloat16 if recipe.bf16 else torch.float32)
     config = LisaConfig(
         nouns=nouns,
         seg_hidden=recipe.seg_hidden,
+        seg_state=recipe.seg_state,
         lora={"rank": recipe.lora_rank, "alpha": recipe.lora_alpha},
         language_model="smollm2-135m-instruct",
     )
@@ -141,11 +130,36 @@ def build_workshop(recipe: Recipe, log: Callable[[str], None]) -> Workshop:
     neck.imagenet_nouns.copy_(space(imagenet))  # type: ignore[operator,union-attr]
     torch.manual_seed(recipe.seed + 1)
     add_lora(model, recipe.lora_rank, recipe.lora_alpha)
+    if recipe.start is not None:
+        start_from(model, recipe.start, recipe.start_parts)
+        check_space(neck.nouns, space(nouns), recipe.start)  # type: ignore[union-attr,arg-type]
+    return model, folder
+
+
+def build_workshop(recipe: Recipe, log: Callable[[str], None]) -> Workshop:
+    """Model with adapters, texts, noun space and cached views of a recipe."""
+    pools = _pools(recipe)
+    cutouts = Cutouts(recipe.data.cutouts) if recipe.data.cutouts else None
+    book = NounBook(recipe.data.wordnet, recipe.data.nouns)
+    if cutouts is not None:
+        for i in range(len(cutouts)):
+            book.add(cutouts[i].name, [], [])  # its tags are themes ("beach"), not names
+    nouns = vocabulary(recipe, pools, cutouts) if recipe.start is None else start_config(recipe.start).nouns
+    space = NounSpace(recipe.data.base, (recipe.data.cache or recipe.out) / "noun_space.safetensors", list(book.nouns))
+    imagenet = imagenet_names(recipe.data.base)
+    space.remember([*book.nouns, *nouns, *COCO_THINGS, *imagenet])
+    reason = ReasonViews(recipe.data.reason) if recipe.data.reason else None
+    if reason is not None:
+        space.remember([q.name.split(",")[0].strip() for _, queries in reason.pictures for q in queries if q.name])
+    model, folder = new_model(recipe, nouns, space, imagenet)
+    trunk: TinyTrunk = model.vlm.vision.trunk  # type: ignore[union-attr,assignment]
+    views = view_source(recipe, pools, cutouts, trunk)
+    log(f"{len(views)} views, {len(nouns)} names in the vision vocabulary, {len(book.nouns)} nouns with texts")
     device = pick_device(recipe.device)
     # with packed masks on a CPU, plain attention is faster than the fused kernel, most of all backward
-    language_model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
+    model.vlm.language_model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
     if device.type != "cpu":
-        model.vlm.vision.trunk.to(memory_format=torch.channels_last)  # type: ignore[union-attr,call-overload]
+        trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.to(device)
     tokenizer = TextTokenizer(folder, model.vlm.seg_token_id, model.vlm.image_token_id)
     weights = view_weights(recipe, pools, recipe.data.composites if cutouts is not None else 0)

@@ -97,6 +97,8 @@ class VisionStage:
         lite.requires_grad_(self.config.trunk_lr > 0)
         lite.classifier.requires_grad_(False)  # type: ignore[union-attr]
         lite.head.requires_grad_(False)  # type: ignore[union-attr]
+        for part in (self.neck, self.decoder):
+            part.requires_grad_(True)  # type: ignore[operator]  # an earlier stage may have frozen them
         own = {**_named(self.neck, "neck"), **_named(self.decoder, "decoder")}  # type: ignore[arg-type]
         trunk = [(self.config.trunk_lr, _named(lite, "trunk.lite"))] if self.config.trunk_lr > 0 else []
         return [(self.config.lr, own), *trunk]
@@ -233,10 +235,15 @@ class JointStage(LanguageStage):
         super().__init__(name, config, shop)
         self.vision = VisionStage(name, config, shop)
         self.queries = ViewQueries(shop.book, config)
+        self.frozen_vision = config.vision_lr == 0 and config.trunk_lr == 0
 
     def groups(self) -> list[tuple[float, dict[str, nn.Parameter]]]:
-        """Language side; neck and decoder with a rate of their own; EfficientNet if it learns."""
+        """Language side; neck and decoder with a rate of their own unless it is 0; EfficientNet if it learns."""
         (_, vision), *trunk = self.vision.groups()
+        if self.frozen_vision:
+            for parameter in vision.values():
+                parameter.requires_grad_(False)
+            return [(self.config.lr, self.language_parameters())]
         return [(self.config.lr, self.language_parameters()), (self.config.vision_lr, vision), *trunk]
 
     def prepare(self, step: int) -> TextStep | JointStep:
@@ -263,7 +270,8 @@ class JointStage(LanguageStage):
         if isinstance(made, TextStep):
             return self.text_loss(made)
         shop = self.shop
-        maps = shop.context(made.pictures)
+        with torch.set_grad_enabled(not self.frozen_vision):
+            maps = shop.context(made.pictures)
         context = ImageContext(shop.model.vlm.vision.tokens(maps), maps)  # type: ignore[union-attr,operator]
         out = shop.model(made.batch, context)
         noun, hit = made.nouns.loss(out.prompts, shop.temperature)

@@ -61,9 +61,12 @@ class ViewQueries:
         targets: list[Tensor] = []
         nouns: list[str] = []
         for k in choose_targets(view, self.config.queries, rng):
-            turn, target, noun = self._segment(view, k, rng)
+            asked = self._segment(view, k, rng)
+            if asked is None:
+                continue
+            turn, target, noun = asked
             turns: tuple[Turn, ...] = (turn,)
-            if view.info.captions and rng.random() < 0.08:  # the chat goes on after a mask
+            if self.config.p_chat and view.info.captions and rng.random() < 0.08:  # the chat goes on after a mask
                 turns = (turn, caption_turn(view.info.captions, rng))
             conversations.append(Conversation(turns))
             targets.append(target)
@@ -81,17 +84,20 @@ class ViewQueries:
         stacked = torch.stack(targets) if targets else torch.zeros(0, 104, 104, dtype=torch.uint8)
         return Asked(conversations, stacked, nouns)
 
-    def _segment(self, view: View, k: int, rng: np.random.Generator) -> tuple[Turn, Tensor, str]:
+    def _segment(self, view: View, k: int, rng: np.random.Generator) -> tuple[Turn, Tensor, str] | None:
+        """Ask for one of several by its place or size, or for all of the name; None where the recipe leaves this out."""
         info = view.info
         name = info.names[k]
         groups = group_by_name(info.instance_names)
-        if len(groups.get(name, ())) > 1 and rng.random() < 0.25:  # one alone is not "the largest" or "on the left"
+        if len(groups.get(name, ())) > 1 and rng.random() < self.config.p_referring:  # one alone is not "the largest" or "on the left"
             members = groups[name]
             i = int(rng.integers(len(members)))
             phrases = place_phrases(name, [view.instances[m].numpy() for m in members], i)
             if phrases:
                 phrase = phrases[int(rng.integers(len(phrases)))]
                 return Turn(ask(phrase, False, "referring", rng), f"It is {phrase} {SEG_TEXT}.", (DUMMY,)), view.instances[members[i]], ""
+        if self.config.p_category < 1 and rng.random() >= self.config.p_category:
+            return None
         text = info.texts[k] if info.kinds[k] == "attribute" else None
         return segment_turn(self.book, name, rng, self.config.p_definition, text, self.config.p_implicit), view.targets[k], name
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,7 @@ from lisaseg.apps.commands.options import (
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
+    FormatsOption,
     ImageArgument,
     ModelOption,
     ModeOption,
@@ -23,6 +25,10 @@ from lisaseg.apps.commands.options import (
     picture_and_stem,
 )
 from lisaseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from lisaseg.formats import Format
+    from lisaseg.types import Answer
 
 NO_MASK = 4
 
@@ -39,6 +45,7 @@ def ask(
     model: ModelOption = DEFAULT_MODEL,
     out: OutOption = None,
     mode: ModeOption = "auto",
+    formats: FormatsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON, masks as COCO RLE.")] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -49,11 +56,17 @@ def ask(
 ) -> None:
     """Ask one question about one picture."""
     from lisaseg.apps import console
+    from lisaseg.formats import FORMATS
 
+    if formats and out is None:
+        raise UsageError("--format says what to write, but not where.", next_step="Add -o DIR.")
+    for name in formats or []:
+        FORMATS.get(name)  # an unknown one must fail before the model is loaded
     picture, stem = picture_and_stem(image)
     limits: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     answer = load_predictor(model, device, dtype, offline, quantize, device_map).ask(picture, text, mode=mode, **limits)
     files = answer.save(out, stem) if out is not None else []
+    files += [_written(answer, picture, out, stem, FORMATS.get(name)) for name in formats or [] if out is not None]
     console.warn(answer.warnings)
     if as_json:
         typer.echo(json.dumps(answer.to_dict(), ensure_ascii=False))
@@ -62,6 +75,19 @@ def ask(
     found = any(segment.area for segment in answer.segments)
     if not found and (mode == "segment" or (mode == "auto" and answer.status == "no_target")):
         raise typer.Exit(NO_MASK)
+
+
+def _written(answer: Answer, picture: Any, out: Path, stem: str, form: Format) -> Path:
+    """The answer as an annotation of the picture; one that came in memory is put beside it."""
+    from lisaseg.formats import write_aside
+    from lisaseg.formats.convert import write_answers
+    from lisaseg.formats.pictures import png_bytes
+
+    if not isinstance(picture, Path):
+        picture = write_aside(out / f"{stem}.png", png_bytes(picture))
+    target = out / (f"{stem}{form.suffix}" if form.suffix == f".{form.name}" else f"{stem}.{form.name}{form.suffix}")
+    write_answers([(answer, picture, stem)], form, target)
+    return target
 
 
 def chat(

@@ -29,6 +29,7 @@ ModeOption = Annotated[
     ),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write overlay, masks and JSON here.")]
+FormatsOption = Annotated[list[str] | None, typer.Option("--format", metavar="F", help="Also write coco, labelme, ...; may be repeated.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
 QuantizeOption = Annotated[
@@ -43,7 +44,10 @@ TokensOption = Annotated[int | None, typer.Option("--max-new-tokens", min=1, hel
 
 def load_predictor(name: str, device: str, dtype: str, offline: bool, quantize: str | None = None, device_map: str | None = None) -> Predictor:
     """`lisaseg.load`, imported now."""
-    from lisaseg import predictor
+    from lisaseg.startup import collector_paused
+
+    with collector_paused():
+        from lisaseg import predictor
 
     smaller = {option: value for option, value in (("quantize", quantize), ("device_map", device_map)) if value is not None}
     return predictor.load(name, device=device, dtype=dtype, offline=offline, **smaller)

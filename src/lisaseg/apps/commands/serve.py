@@ -10,6 +10,10 @@ import typer
 from lisaseg.apps.commands.options import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, OfflineOption, need_package
 from lisaseg.errors import UsageError
 
+IntegrationsOption = Annotated[
+    str, typer.Option(metavar="NAME,...", envvar="LISASEG_INTEGRATIONS", help="Open doors for tools: label-studio, x-anylabeling, mcp.")
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
@@ -33,9 +37,7 @@ def serve(
     allow_url_host: Annotated[
         list[str] | None, typer.Option("--allow-url-host", metavar="NAME", help="Fetch pictures from this host (https); * for any public one.")
     ] = None,
-    integrations: Annotated[
-        str, typer.Option(metavar="NAME,NAME", envvar="LISASEG_INTEGRATIONS", help="Serve these too: mcp (docs/integrations.md).")
-    ] = "",
+    integrations: IntegrationsOption = "",
     state: Annotated[Path | None, typer.Option(metavar="DIR", envvar="LISASEG_STATE", help="Where pictures and sessions are kept.")] = None,
     log_format: Annotated[Literal["text", "json"], typer.Option(envvar="LISASEG_LOG_FORMAT", help="Form of the log on stderr.")] = "text",
     device: DeviceOption = "auto",
@@ -45,9 +47,9 @@ def serve(
     stub_seconds: Annotated[float, typer.Option(hidden=True)] = 0.05,
 ) -> None:
     """Serve the web page and the HTTP API."""
-    for name, extra in (("fastapi", "serve"), ("uvicorn", "serve"), *([("mcp", "mcp")] if "mcp" in integrations else [])):
-        need_package(name, extra)
+    _need_packages(integrations)
     from lisaseg.apps.server import logs
+    from lisaseg.apps.server.integrations import names_in
     from lisaseg.apps.server.serve import run
     from lisaseg.apps.server.settings import Limits, Settings
     from lisaseg.store.cache import cache_dir
@@ -67,7 +69,7 @@ def serve(
         insecure=insecure,
         allow_hosts=tuple(name.lower() for name in allow_host or ()),
         url_hosts=tuple(allow_url_host or ()),
-        integrations=tuple(dict.fromkeys(name for name in integrations.replace(" ", "").split(",") if name)),
+        integrations=names_in(integrations),
         limits=Limits.parse(pairs),
         log_format=log_format,
         stub_seconds=stub_seconds,
@@ -75,6 +77,11 @@ def serve(
     logs.set_up(log_format)
     if code := run(settings):
         raise typer.Exit(code)
+
+
+def _need_packages(integrations: str) -> None:
+    for name, extra in (("fastapi", "serve"), ("uvicorn", "serve"), *([("mcp", "mcp")] if "mcp" in integrations.lower() else [])):
+        need_package(name, extra)
 
 
 def _keys(key: str | None, file: Path | None) -> tuple[str, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -18,6 +19,7 @@ from lisaseg import __version__
 from lisaseg.apps.server import schemas
 from lisaseg.apps.server.catalogue import ApiError
 from lisaseg.apps.server.gate import Gate
+from lisaseg.apps.server.integrations import INTEGRATIONS
 from lisaseg.apps.server.routes import about, export, images, openai, pages, segment, sessions
 from lisaseg.apps.server.service import Service
 from lisaseg.apps.server.settings import Settings
@@ -33,15 +35,11 @@ def create_app(settings: Settings, on_failure: Callable[[str, int], None] = lamb
         UsageError: the state folder cannot be used.
     """
     service = Service(settings, on_failure)
-    surroundings: list[Callable[[], contextlib.AbstractAsyncContextManager[None]]] = []  # what runs as long as the application
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        async with contextlib.AsyncExitStack() as stack:
-            for around in surroundings:
-                await stack.enter_async_context(around())
-            yield
+        yield
         await service.stop()
 
     app = FastAPI(
@@ -49,18 +47,14 @@ def create_app(settings: Settings, on_failure: Callable[[str, int], None] = lamb
         summary="Ask a question about a picture, get the answer in words and in pixels.",
     )  # fmt: skip
     app.state.service = service
-    for group in (about, images, segment, sessions, openai, export, pages):
+    enabled = [INTEGRATIONS[name].load() for name in settings.integrations]
+    for group in (about, images, segment, sessions, openai, export, pages, *enabled):
         app.include_router(group.router)
-    if "mcp" in settings.integrations:
-        from lisaseg.apps.server.routes import mcp
-
-        route, around = mcp.route(service)
-        app.router.routes.append(route)
-        surroundings.append(around)
+    requests = (*REQUESTS, *(model for group in enabled for model in group.REQUESTS))
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, requests)  # type: ignore[method-assign]
     return Gate(app, settings, service.metrics)
 
 
@@ -94,11 +88,11 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     return _response(request, ApiError("invalid_request"))
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi(app: FastAPI, requests: Sequence[type[BaseModel]]) -> dict[str, Any]:
     """OpenAPI 3.1; the request bodies are read by `bodies.read`, so their schemas are added here."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        _, definitions = models_json_schema([(model, "validation") for model in REQUESTS], ref_template="#/components/schemas/{model}")
+        _, definitions = models_json_schema([(model, "validation") for model in requests], ref_template="#/components/schemas/{model}")
         components = document.setdefault("components", {})
         components.setdefault("schemas", {}).update(definitions["$defs"])
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

@@ -81,9 +81,12 @@ def build(options: dict[str, Any]) -> Engine:
         from lisaseg.apps.server.stub import StubEngine
 
         return StubEngine(options)
-    import torch
+    from lisaseg.startup import collector_paused
 
-    from lisaseg.predictor import load
+    with collector_paused():
+        import torch
+
+        from lisaseg.predictor import load
 
     if options["workers"] > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // options["workers"]))

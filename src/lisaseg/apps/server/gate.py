@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from lisaseg.apps.server.catalogue import ApiError
+from lisaseg.apps.server.integrations import INTEGRATIONS
 from lisaseg.apps.server.logs import log, where
 from lisaseg.apps.server.metrics import Metrics
 from lisaseg.apps.server.settings import Settings
@@ -58,6 +59,7 @@ class Gate:
     def __init__(self, app: App, settings: Settings, metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
         self.body_bytes = 0  # held by running requests
+        self._integrations = [INTEGRATIONS[name] for name in settings.integrations]
         self._owners = {hashlib.sha256(key.encode()).digest(): owner_of(key) for key in settings.keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +74,7 @@ class Gate:
     def admit(self, scope: Scope, headers: dict[str, str]) -> str:
         """The owner of the request; ApiError if it must not come in."""
         self._check_host(headers)
-        owner = self._owner(scope["path"], headers.get("authorization", ""))
+        owner = self._owner(scope["path"], headers)
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and (headers.get("content-length", "0") != "0" or "transfer-encoding" in headers):
             self._check_body(headers)
         return owner
@@ -91,20 +93,26 @@ class Gate:
         if there != host and _name_of(there) not in self.settings.allow_hosts:
             raise ApiError("origin_not_allowed")
 
-    def _owner(self, path: str, authorization: str) -> str:
+    def _owner(self, path: str, headers: dict[str, str]) -> str:
         if not self._owners:
             return OWNER_OF_ALL
-        scheme, _, key = authorization.partition(" ")
-        offered = hashlib.sha256(key.strip().encode("utf-8", "replace")).digest()
+        offered = hashlib.sha256(self._key(path, headers).encode("utf-8", "replace")).digest()
         owner = ""
         for digest, name in self._owners.items():  # all of them, so that the time tells nothing
             if hmac.compare_digest(digest, offered):
                 owner = name
-        if owner and scheme.lower() == "bearer":
+        if owner:
             return owner
         if path in OPEN or path.startswith(OPEN_PREFIX):
             return ""
         raise ApiError("unauthorized")
+
+    def _key(self, path: str, headers: dict[str, str]) -> str:
+        """What the request offers as its key: a bearer, or what the tool of an enabled integration sends on its own paths."""
+        scheme, _, value = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return value.strip()
+        return next((tool.other_key(headers) for tool in self._integrations if path.startswith(tool.prefix)), "")
 
     def _check_body(self, headers: dict[str, str]) -> None:
         limit = self.settings.limits.max_body_bytes

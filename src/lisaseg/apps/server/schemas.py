@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lisaseg.types import Mode, Status
+from lisaseg.types import MaskFormat, Mode, Status
 
-MaskFormat = Literal["rle", "png", "none"]
-ExportFormat = Literal["json", "coco", "masks", "overlay", "zip"]
+ExportFormat = Literal[
+    "json", "coco", "masks", "overlay", "zip", "jsonl", "coco-polygons", "labelme", "yolo", "png", "png-index", "reasonseg", "labelstudio", "cvat"
+]  # and thereby all of lisaseg.formats.FORMATS; a test holds that
 Id = Annotated[str, Field(max_length=80, pattern=r"^[A-Za-z0-9_-]+$")]
 MAX_HISTORY_CHARS = 8000
 MAX_HISTORY_SEGMENTS = 64
@@ -105,7 +106,10 @@ class ExportRequest(Request):
 
     answers: list[dict[str, Any]] = Field(min_length=1, max_length=100, description="Answers as the server gave them, masks as RLE.")
     to: ExportFormat
-    image_id: Id | None = Field(default=None, description="The picture under an overlay.")
+    image_id: Id | None = Field(default=None, description="The picture; only json, coco, masks and zip do without.")
+    labels: list[Annotated[str, Field(max_length=200)]] | None = Field(
+        default=None, max_length=6400, description="Names of the masks, instead of the phrases: one for all, or one for each in order."
+    )
     name: str = Field(
         default="answer", max_length=100, description="Start of the file names; other characters than letters, digits, - and _ become -."
     )
@@ -160,6 +164,13 @@ class CocoRle(BaseModel):
     counts: str
 
 
+class PolygonMask(BaseModel):
+    """A mask as COCO's polygons along the edges of its pixels; filled by area they give it back. Holes are joined to their outlines by lines."""
+
+    size: tuple[int, int] = Field(description="Height, width.")
+    polygons: list[list[int]] = Field(description="[x1, y1, x2, y2, ...] each.")
+
+
 class PngMask(BaseModel):
     """A mask as a PNG of 0 and 255."""
 
@@ -183,7 +194,7 @@ class Segment(BaseModel):
     box_xyxy: tuple[int, int, int, int]
     area: int = Field(description="Pixels; 0 = empty.")
     score: float | None = Field(description="The model's estimate of the IoU of the mask.")
-    mask: CocoRle | PngMask | None
+    mask: CocoRle | PolygonMask | PngMask | None
 
 
 class ImageRef(BaseModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -18,14 +17,15 @@ from lisaseg.apps.server.logs import log, where
 from lisaseg.apps.server.metrics import Metrics
 from lisaseg.apps.server.pictures import Pictures
 from lisaseg.apps.server.scheduler import Scheduler
-from lisaseg.apps.server.schemas import Ask, MaskFormat
+from lisaseg.apps.server.schemas import Ask
 from lisaseg.apps.server.settings import Settings
 from lisaseg.apps.server.storage import Storage, StoredImage, StoredTurn
 from lisaseg.chat import spans
 from lisaseg.errors import InstructionError
 from lisaseg.formats import rle
-from lisaseg.formats.answer import mask_png
+from lisaseg.formats.mask_forms import mask_to_json
 from lisaseg.tokenization import clean_instruction
+from lisaseg.types import MaskFormat
 
 PING_SECONDS, LOOK_SECONDS, SWEEP_SECONDS = 15.0, 0.25, 30.0
 Keep = Callable[[dict[str, Any]], Awaitable[None]]
@@ -276,11 +276,8 @@ async def with_masks(service: Service, answer: dict[str, Any], mask_format: Mask
     """The answer with masks in another form."""
     if mask_format == "rle":
         return answer
-    masks = [None for _ in answer["segments"]]
-    if mask_format == "png":
-        masks = await service.pictures.work(lambda: [_png(segment["mask"]) for segment in answer["segments"]])
-    return {**answer, "segments": [{**segment, "mask": mask} for segment, mask in zip(answer["segments"], masks, strict=True)]}
 
+    def shaped() -> list[dict[str, Any]]:
+        return [{**segment, "mask": mask_to_json(rle.decode(segment["mask"]), mask_format)} for segment in answer["segments"]]
 
-def _png(mask: dict[str, Any]) -> dict[str, Any]:
-    return {"size": mask["size"], "png": base64.b64encode(mask_png(rle.decode(mask))).decode()}
+    return {**answer, "segments": await service.pictures.work(shaped)}

@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lisaseg.apps.server.integrations import INTEGRATIONS
 from lisaseg.errors import UsageError
 
 MIN_KEY_LENGTH = 16
-INTEGRATIONS = ("mcp",)
 
 
 class Limits(BaseModel):
@@ -85,8 +85,8 @@ class Settings:
         keys: accepted API keys; none = everybody who can connect.
         insecure: listen beyond loopback without a key.
         allow_hosts: further names in `Host` (and pages in `Origin`) that are the server's own.
-        integrations: which of `INTEGRATIONS` are served beside the API.
         url_hosts: hosts that pictures are fetched from; "*" = any public one; none = URLs are refused.
+        integrations: names of `integrations.INTEGRATIONS` whose routes are served.
         state: folder for pictures and sessions.
         log_format: "text" or "json".
     """
@@ -115,14 +115,14 @@ class Settings:
                 f"Listening on {self.host} lets other machines in, and no key is set.",
                 next_step="Give --key-file (or LISASEG_KEY), listen on 127.0.0.1, or say --insecure if a proxy in front asks for keys.",
             )
-        unknown = [name for name in self.integrations if name not in INTEGRATIONS]
-        if unknown:
-            raise UsageError(f"There is no integration {unknown[0]!r}.", next_step=f"Use some of: {', '.join(INTEGRATIONS)}.")
         if any(len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key for key in self.keys):
             raise UsageError(
                 f"A key must have {MIN_KEY_LENGTH} or more printable ASCII characters without blanks.",
                 next_step="Make one: `python -c 'import secrets; print(secrets.token_urlsafe(24))'`.",
             )
+
+        if unknown := [name for name in self.integrations if name not in INTEGRATIONS]:
+            raise UsageError(f"There is no integration {unknown[0]!r}.", next_step=f"--integrations takes: {', '.join(INTEGRATIONS)}.")
 
     @property
     def model_name(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -11,11 +11,11 @@ from starlette.responses import JSONResponse, Response
 
 from lisaseg import __version__
 from lisaseg.apps.server.metrics import CONTENT_TYPE
+from lisaseg.apps.server.schemas import ExportFormat
 from lisaseg.imaging import FORMATS
-from lisaseg.types import MODES
+from lisaseg.types import MODES, MaskFormat
 
 router = APIRouter(tags=["about"])
-EXPORTS = ("json", "coco", "masks", "overlay", "zip")
 
 
 @router.get("/healthz", summary="The process lives")
@@ -46,9 +46,9 @@ async def limits(request: Request) -> dict[str, Any]:
         **settings.limits.model_dump(),
         **said,
         "modes": MODES,
-        "mask_formats": ["rle", "png", "none"],
+        "mask_formats": get_args(MaskFormat),
         "image_formats": FORMATS,
-        "exports": EXPORTS,
+        "exports": get_args(ExportFormat),
     }
 
 

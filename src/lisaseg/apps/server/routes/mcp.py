@@ -6,11 +6,12 @@ expiry and owners are those of `/v1/sessions`, and the gate, keys and rates hold
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from typing import Any
 
+from fastapi import APIRouter
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.types import CallToolResult, jsonrpc_message_adapter
 from pydantic import ValidationError
@@ -26,8 +27,6 @@ from lisaseg.apps.server.service import Service
 from lisaseg.apps.server.storage import StoredImage
 from lisaseg.formats.answer import answer_from_dict
 from lisaseg.imaging import open_image
-
-PATH = "/mcp"
 
 
 class Tools:
@@ -70,22 +69,25 @@ class Tools:
 
 
 class Door:
-    """ASGI application of one path."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        limit = service.limits.max_body_bytes
-        server = build_server(Tools(service))
-        self.manager = StreamableHTTPSessionManager(server, json_response=True, stateless=True, max_request_body_size=limit)
+    """The route's application; the manager of the library lives as long as the whole application does."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one JSON-RPC message."""
         request = Request(scope, receive)  # type: ignore[arg-type]
-        scope["route"] = Route(PATH, self)  # for the log line and the metrics
-        self.service.limit_rate(request.state.owner)
+        scope["route"] = ROUTE  # for the log line and the metrics
+        request.app.state.service.limit_rate(request.state.owner)
         body = await request.body()
         _check(body)
-        await self.manager.handle_request(scope, _again(body, receive), send)
+        await request.app.state.mcp.handle_request(scope, _again(body, receive), send)
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: Any) -> AsyncIterator[None]:
+    service = app.state.service
+    limit = service.limits.max_body_bytes
+    app.state.mcp = StreamableHTTPSessionManager(build_server(Tools(service)), json_response=True, stateless=True, max_request_body_size=limit)
+    async with app.state.mcp.run():
+        yield
 
 
 def _check(body: bytes) -> None:
@@ -108,7 +110,6 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return receive_again
 
 
-def route(service: Service) -> tuple[Route, Callable[[], AbstractAsyncContextManager[None]]]:
-    """The route, and what must run around the life of the application."""
-    door = Door(service)
-    return Route(PATH, door, methods=["POST"]), door.manager.run
+ROUTE = Route("/mcp", Door(), methods=["POST"])
+router = APIRouter(routes=[ROUTE], prefix="/mcp", lifespan=_lifespan)
+REQUESTS = ()  # JSON-RPC is not described by OpenAPI

@@ -98,16 +98,26 @@ export class Conversation {
   async #sessionOnServer(signal) {
     const history = this.state.turns.filter((turn) => turn.answer).slice(-20);
     const turns = history.map((turn) => ({ prompt: turn.prompt, mode: turn.mode, raw_text: /** @type {any} */ (turn.answer).raw_text }));
-    const create = (id) => this.api.call("POST", "/v1/sessions", { image_id: id, history: turns }, { signal });
+    return this.withPicture((id) => this.api.call("POST", "/v1/sessions", { image_id: id, history: turns }, { signal }), signal);
+  }
+
+  /**
+   * Do work that names the picture by its id; if the server does not have it, it is sent first.
+   * @template T
+   * @param {(id: string) => Promise<T>} work
+   * @param {AbortSignal} [signal]
+   * @returns {Promise<T>}
+   */
+  async withPicture(work, signal = new AbortController().signal) {
     const known = this.state.picture?.id;
     if (known) {
       try {
-        return await create(known);
+        return await work(known);
       } catch (error) {
         if (!(error instanceof ApiError && FORGOTTEN.has(error.code))) throw error;
       }
     }
-    return create(await this.#upload(signal));
+    return work(await this.#upload(signal));
   }
 
   /** @param {AbortSignal} signal @returns {Promise<string>} id of the picture */

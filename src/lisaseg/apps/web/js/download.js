@@ -13,21 +13,29 @@ const KINDS = {
   masks: ["Masks", "PNG, 0 and 255, in a zip"],
   json: ["Answers", "JSON, masks as run lengths"],
   coco: ["COCO", "one annotation a mask"],
-  zip: ["All of these", "zip"],
+  zip: ["All of the above", "zip"],
+  jsonl: ["Training data", "lisaseg JSONL and the picture"],
+  reasonseg: ["ReasonSeg", "pairs of JPEG and JSON"],
+  labelme: ["labelme, X-AnyLabeling", "to correct the masks there"],
+  labelstudio: ["Label Studio", "tasks with brush labels"],
+  cvat: ["CVAT", "for images 1.1"],
+  yolo: ["YOLO", "outlines and data.yaml"],
 };
+/** Kinds that the server makes without the picture. */
+const WITHOUT_PICTURE = new Set(["masks", "json", "coco"]);
 
 /**
  * @param {{menu: any, button: HTMLElement}} elements
  * @param {import("./state.js").Store} store
- * @param {import("./api.js").Api} api
+ * @param {import("./conversation.js").Conversation} conversation
  * @param {(error: unknown) => void} fail
  */
-export function downloads({ menu, button }, store, api, fail) {
+export function downloads({ menu, button }, store, conversation, fail) {
   for (const [kind, [name, about]] of Object.entries(KINDS)) {
     const run = async () => {
       menu.hidePopover();
       try {
-        await save(kind, store.state, api);
+        await save(kind, store.state, conversation);
       } catch (error) {
         fail(error);
       }
@@ -47,16 +55,17 @@ export function downloads({ menu, button }, store, api, fail) {
   });
 }
 
-/** @param {string} kind @param {State} state @param {import("./api.js").Api} api */
-async function save(kind, state, api) {
+/** @param {string} kind @param {State} state @param {import("./conversation.js").Conversation} conversation */
+async function save(kind, state, conversation) {
   const picture = /** @type {import("./types.js").Picture} */ (state.picture);
   const stem = slug(picture.name.replace(/\.[^.]*$/, ""));
   if (kind === "overlay") {
     saveFile(await overlayPng(picture, shownLayers(state), state.look), `${stem}.overlay.png`);
     return;
   }
-  const image = kind === "zip" && picture.id ? { image_id: picture.id } : {};
-  const response = await api.call("POST", "/v1/export", { answers: namedAnswers(state), to: kind, name: stem, ...image }, { raw: true });
+  const body = { answers: namedAnswers(state), to: kind, name: stem };
+  const make = (image = {}) => conversation.api.call("POST", "/v1/export", { ...body, ...image }, { raw: true });
+  const response = await (WITHOUT_PICTURE.has(kind) ? make() : conversation.withPicture((id) => make({ image_id: id })));
   const name = /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition") ?? "")?.[1] ?? `${stem}.${kind}`;
   saveFile(await response.blob(), name);
 }

@@ -108,7 +108,7 @@ new Chat($("turns"), store, {
     say(text);
   },
 });
-downloads({ menu: $("downloads"), button: $("download") }, store, api, fail);
+downloads({ menu: $("downloads"), button: $("download") }, store, conversation, fail);
 closeable();
 
 // --- what the state says about the page ------------------------------------------------------------------------------------------------------------
