@@ -76,7 +76,8 @@ TEXTS = st.text(min_size=1, max_size=40).filter(lambda text: samples.one_line(te
 
 
 @given(
-    text=TEXTS, is_sentence=st.booleans(), target=st.lists(TEXTS, max_size=3), explanation=st.text(max_size=30), rephrasings=st.lists(TEXTS, max_size=3),
+    text=TEXTS, is_sentence=st.booleans(), target=st.lists(TEXTS, max_size=3), explanation=st.text(max_size=30),
+    rephrasings=st.lists(TEXTS, max_size=3),
     count=st.none() | st.integers(1, 3), ignored=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_what_is_saved_is_what_training_reads(
@@ -122,8 +123,8 @@ def test_what_was_not_touched_keeps_its_form(desk: Desk) -> None:
     png = masks(1, 5)[0]
     Image.fromarray(png.astype(np.uint8) * 255).save(desk.folder / "m.png")
     polygon = {"polygons": [[1, 1, 9, 1, 9, 8, 1, 8]]}
-    record = {"id": "k", "image": "./a b.png", "text": "old", "mask": ["m.png", polygon], "ignore": [None, polygon], "target": ["a", "b"], "kind": "part",
-              "by": "me"}  # fmt: skip
+    names = {"target": ["a", "b"], "kind": "part", "by": "me"}
+    record = {"id": "k", "image": "./a b.png", "text": "old", "mask": ["m.png", polygon], "ignore": [None, polygon], **names}
     desk.path.write_text(json.dumps(record) + "\n")
     (view,) = desk.views()
     words = {"text": "new", "target": ["a", "b"]}

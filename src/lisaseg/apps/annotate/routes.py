@@ -20,6 +20,7 @@ from lisaseg.apps.server.schemas import MessageRequest
 from lisaseg.apps.server.service import Service, respond
 from lisaseg.apps.server.storage import StoredImage
 from lisaseg.errors import DataError, ImageError, LisaSegError
+from lisaseg.formats.pictures import relative
 from lisaseg.formats.reading import picture_size
 
 MAX_ID = 300
@@ -65,6 +66,7 @@ class Desk:
         return {
             "project": hashlib.sha256(str(self.project.file.path).encode("utf-8", "surrogatepass")).hexdigest()[:16],
             "folder": self.project.folder.name,
+            "name": relative(self.project.file.path, self.project.folder),
             "file": str(self.project.file.path),
             "pictures": [{"id": picture.id, "name": picture.name, "samples": counts.get(picture.path, 0)} for picture in found],
             "elsewhere": sum(count for path, count in counts.items() if path not in known),

@@ -13,13 +13,14 @@ import { Drafts } from "./drafts.js";
  * @typedef {{id: string, name: string, samples: number}} Entry a picture of the list
  * @typedef {{id: string, name: string, width: number, height: number, bitmap: ImageBitmap | null}} Picture
  * @typedef {object} State what the page knows
- * @property {{project: string, folder: string, file: string, elsewhere: number, model: string | null} | null} project
+ * @property {{project: string, folder: string, name: string, file: string, elsewhere: number, model: string | null} | null} project
  * @property {Entry[]} pictures
  * @property {Set<string>} drafted pictures with something that is not saved
  * @property {Picture | null} picture
  * @property {Draft[]} samples of the picture, as the file has them
  * @property {Draft[]} fresh drafts of the picture that were never saved
  * @property {Draft | null} draft what is worked on
+ * @property {import("../raster.js").Point[]} corners so far of a polygon
  * @property {"brush" | "eraser" | "polygon" | "move"} tool
  * @property {number} size of brush and eraser: diameter in pixels of the picture
  * @property {{opacity: number, fill: boolean, outline: boolean}} look
@@ -32,7 +33,7 @@ import { Drafts } from "./drafts.js";
 
 /** @returns {State} */
 export const initial = () => ({
-  project: null, pictures: [], drafted: new Set(), picture: null, samples: [], fresh: [], draft: null, tool: "brush", size: 24,
+  project: null, pictures: [], drafted: new Set(), picture: null, samples: [], fresh: [], draft: null, corners: [], tool: "brush", size: 24,
   look: { opacity: 0.45, fill: true, outline: true }, compare: false, busy: "opening", said: "", server: { state: "unknown", model: "", queue: 0 }, limits: {},
 });
 

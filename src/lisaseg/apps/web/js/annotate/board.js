@@ -36,8 +36,6 @@ export class Board extends Viewport {
     this.store = store;
     /** The line that is being drawn. @type {Point[]} */
     this.line = [];
-    /** Corners so far of a polygon. @type {Point[]} */
-    this.corners = [];
     /** Where the tool is; null: not over the picture. @type {Point | null} */
     this.hand = null;
     this.byKeys = false; // the tool is moved with the arrow keys
@@ -55,7 +53,7 @@ export class Board extends Viewport {
       this.hand = null;
       this.fit();
     }
-    if (state.picture !== before.picture || state.draft?.id !== before.draft?.id || state.tool !== before.tool) this.corners = [];
+    if (state.corners.length && (state.draft?.id !== before.draft?.id || state.tool !== before.tool)) this.store.set({ corners: [] });
     this.view.dataset.tool = state.tool;
     this.describe(state);
     this.ask();
@@ -86,7 +84,7 @@ export class Board extends Viewport {
     paintMasks(context, this.layers(), look, { unit, size: [picture.width, picture.height] });
     if (draft.drawn.ignore && !draft.drawn.nothing) hatch(context, shapeOf(segmentOf(draft.drawn.ignore)).exact, unit);
     if (this.line.length) this.preview(context, state);
-    if (this.corners.length) this.polygon(context, unit);
+    if (state.corners.length) this.polygon(context, state, unit);
     this.tool(context, state, unit);
   }
 
@@ -114,10 +112,10 @@ export class Board extends Viewport {
     context.restore();
   }
 
-  polygon(context, unit) {
-    const colour = css(this.colour(this.store.state));
+  polygon(context, state, unit) {
+    const colour = css(this.colour(state));
     const path = new Path2D();
-    const all = this.hand ? [...this.corners, this.hand] : this.corners;
+    const all = this.hand ? [...state.corners, this.hand] : state.corners;
     all.forEach(([x, y], k) => (k ? path.lineTo(x, y) : path.moveTo(x, y)));
     context.save();
     context.globalAlpha = 0.25;
@@ -130,7 +128,7 @@ export class Board extends Viewport {
       context.strokeStyle = style;
       context.stroke(path);
     }
-    this.corners.forEach(([x, y], k) => {
+    state.corners.forEach(([x, y], k) => {
       context.beginPath();
       context.arc(x, y, (k ? 4 : 6) * unit, 0, 2 * Math.PI);
       context.fillStyle = "#fff";

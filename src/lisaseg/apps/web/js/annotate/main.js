@@ -107,7 +107,7 @@ store.subscribe((state, before) => {
   $("size").disabled = state.tool === "polygon" || state.tool === "move";
   $("opacity").value = String(100 * state.look.opacity);
   $("compare").setAttribute("aria-pressed", String(state.compare));
-  $("undo").disabled = !bench.history.past.length && !board.corners.length;
+  $("undo").disabled = !bench.history.past.length && !state.corners.length;
   $("redo").disabled = !bench.history.future.length;
   $("view").setAttribute("aria-busy", String(state.busy === "opening"));
   if (state.picture && state.picture !== before.picture) {
@@ -116,7 +116,8 @@ store.subscribe((state, before) => {
   }
   if (state.project !== before.project && state.project) {
     $("folder").textContent = state.project.folder;
-    $("file").replaceChildren(h("bdi", { dir: "ltr" }, state.project.file));
+    $("file").replaceChildren(h("bdi", { dir: "ltr" }, state.project.name));
+    $("file").title = state.project.file;
     $("server").hidden = !state.project.model;
     $("help-file").textContent = state.project.file;
     if (state.project.elsewhere) tell(`${state.project.elsewhere} lines of the file belong to no picture here; they stay as they are.`);
@@ -169,7 +170,7 @@ const KEYS = [
   ["Ctrl + Enter", "propose a mask"],
   ["Ctrl + S", "save"],
   ["Page up, page down", "picture before, next picture"],
-  ["Q, /", "new question; to the instruction"],
+  ["Q, /, Esc", "new question; to the instruction; out of a text, to the picture"],
 ];
 $("keys").replaceChildren(...KEYS.flatMap(([keys, text]) => [h("dt", {}, keys), h("dd", {}, text)]));
 
@@ -201,7 +202,8 @@ document.addEventListener("keydown", (event) => {
   const writing = target.matches("textarea, input[type=text]");
   const key = event.key.toLowerCase();
   let does;
-  if (event.ctrlKey || event.metaKey) does = CTRL[key] ?? (writing ? undefined : DRAWING[key]);
+  if (key === "escape" && writing) does = () => $("view").focus();
+  else if (event.ctrlKey || event.metaKey) does = CTRL[key] ?? (writing ? undefined : DRAWING[key]);
   else if (key === "pageup" || key === "pagedown") does = () => go(bench.neighbour(key === "pageup" ? -1 : 1));
   else if (!writing) does = /^[1-9]$/.test(key) ? () => bench.activate(Number(key) - 1) : PLAIN[key];
   if (!does) return;
@@ -221,9 +223,9 @@ async function begin() {
     return;
   }
   const [, id, sample] = /^#([0-9a-f]{16})(?:\/(.*))?$/.exec(location.hash) ?? [];
-  const { pictures, project } = store.state;
+  const { pictures, project, drafted } = store.state;
   if (project?.model) look();
-  const first = pictures.find((one) => one.id === id) ?? pictures.find((one) => !one.samples) ?? pictures[0];
+  const first = pictures.find((one) => one.id === id) ?? pictures.find((one) => drafted.has(one.id)) ?? pictures.find((one) => !one.samples) ?? pictures[0];
   await go(first.id, sample && decodeURIComponent(sample));
 }
 

@@ -58,7 +58,7 @@ export class Shelf {
     const mark = drafted ? "unsaved" : entry.samples ? "done" : "";
     if (state.dataset.text === saved + mark) return;
     state.dataset.text = saved + mark;
-    state.replaceChildren(...(mark ? [h(`i.mark.${mark}`, {}, mark === "done" ? icon("check") : "")] : []), !drafted ? saved : entry.samples ? `${saved}, unsaved` : "unsaved");
+    state.replaceChildren(...(mark ? [h(`i.mark.${mark}`, {}, mark === "done" ? icon("check") : "")] : []), drafted ? "unsaved" : saved);
   }
 
   /** @param {string | undefined} id */

@@ -116,39 +116,40 @@ export class Tools {
     this.bench.draw((raster) => raster.stroke(line, size / 2, tool === "eraser" ? 0 : 1));
   }
 
+  /** Of the polygon that is begun. @param {Point[]} corners */
+  set corners(corners) {
+    this.bench.store.set({ corners });
+  }
+
   /** @param {Point} point */
   corner(point) {
-    const { corners, scale } = this.board;
+    const { scale } = this.board;
+    const { corners } = this.state;
     const first = corners[0];
     if (corners.length > 2 && Math.hypot(first[0] - point[0], first[1] - point[1]) * scale < CLOSE) return this.close();
     const last = corners[corners.length - 1];
     if (last && Math.hypot(last[0] - point[0], last[1] - point[1]) * scale < 2) return; // second half of a double click
-    this.board.corners = [...corners, point];
-    this.board.ask();
+    this.corners = [...corners, point];
   }
 
   /** Fill the polygon, or cut it out. @param {boolean} [cut] */
   close(cut = false) {
-    const { corners } = this.board;
+    const { corners } = this.state;
     if (corners.length < 3) return;
-    this.board.corners = [];
+    this.corners = [];
     this.bench.draw((raster) => raster.polygon(corners, cut ? 0 : 1));
-    this.board.ask();
   }
 
   /** The last corner, or the last step, is taken back. */
   undo() {
-    if (this.board.corners.length) {
-      this.board.corners = this.board.corners.slice(0, -1);
-      this.board.ask();
-    } else if (!this.bench.undo()) this.say("Nothing to undo.");
+    if (this.state.corners.length) this.corners = this.state.corners.slice(0, -1);
+    else if (!this.bench.undo()) this.say("Nothing to undo.");
   }
 
   /** A polygon that was begun is given up. */
   giveUp() {
-    this.board.corners = [];
+    this.corners = [];
     this.board.line = [];
-    this.board.ask();
   }
 
   keys() {
