@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
@@ -288,6 +289,8 @@ def test_the_page_gets_the_pixels_that_the_model_gets(tmp_path: Path) -> None:
         data, kind = content(path)
         assert kind in ("image/png", "image/jpeg", "image/webp"), "what every browser shows"
         assert np.array_equal(open_image(data).rgb, open_image(path).rgb), path.name
+        plain = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert np.array_equal(plain, open_image(path).rgb), f"{path.name}: nothing is left for the browser to do"
         small = open_image(thumbnail(path))
         assert max(small.size) <= 176 and (small.size[0] > small.size[1]) == (open_image(path).size[0] > open_image(path).size[1])
     turned = tmp_path / "turned.jpg"
