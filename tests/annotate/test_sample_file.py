@@ -144,7 +144,7 @@ def test_what_was_not_touched_keeps_its_form(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"text": " \n "}, "text"), ({"masks": []}, "no mask"), ({"masks": [np.zeros((HEIGHT, WIDTH), bool)]}, "Mask 1 is empty"),
+        ({"text": " \n "}, "instruction is empty"), ({"masks": []}, "no mask"), ({"masks": [np.zeros((HEIGHT, WIDTH), bool)]}, "Mask 1 is empty"),
         ({"masks": [np.ones((WIDTH, HEIGHT), bool)]}, "size"), ({"masks": [*masks(1), np.zeros((HEIGHT, WIDTH), bool)]}, "Mask 2 is empty"),
         ({"masks": masks(1), "ignore": np.ones((3, 3), bool)}, "ignore"),
     ],

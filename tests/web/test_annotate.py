@@ -125,6 +125,11 @@ def test_several_masks_an_ignored_area_and_nothing_fits(desk: Sit, project: Proj
     assert not one.page.is_checked("#nothing"), "who draws says that something fits"
     one.page.keyboard.press("Control+z")
     assert one.page.is_checked("#nothing") and one.text("#status") == "Saved"
+    one.page.fill("#text", "something else")
+    hand.stroke((50, 50), (120, 50))
+    assert one.text("#discard") == "Revert"
+    one.page.click("#discard")
+    assert one.page.input_value("#text") == "the thing that barks" and one.page.is_checked("#nothing") and one.text("#status") == "Saved"
     one.page.click("#discard")
     one.page.click("#discard-dialog >> text=Delete >> nth=1")
     one.page.wait_for_selector(".question >> nth=1", state="detached")

@@ -79,6 +79,8 @@ def build(draft: SampleDraft, sample_id: str, picture: Path, folder: Path, old: 
     Raises:
         DataError: it would not be a sample: names the field and what to do.
     """
+    if not one_line(draft.text):
+        raise DataError("The instruction is empty.", next_step="Write what somebody would ask.", code="sample_refused")
     fields = {
         "id": sample_id,
         "image": relative(picture, folder),

@@ -245,6 +245,15 @@ export class Bench {
     this.choose((this.state.samples[0] ?? this.state.fresh[0] ?? this.blank()).id);
   }
 
+  /** Back to what is in the file; what was drawn can be had again with `undo`. */
+  revert() {
+    const { draft } = this.state;
+    if (!draft) return;
+    const { words, drawn } = this.saved(draft);
+    this.change(drawn);
+    this.write(words);
+  }
+
   /** How many samples the list shows for the picture. */
   count() {
     const { pictures, picture, samples } = this.state;

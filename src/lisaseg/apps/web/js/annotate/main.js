@@ -44,6 +44,11 @@ async function save() {
 
 async function discard() {
   const { draft } = store.state;
+  if (draft?.revision && bench.dirty) {
+    bench.revert();
+    tell("Back to what is saved.");
+    return;
+  }
   if (!draft || ((draft.revision || bench.dirty) && !(await confirmed("discard-dialog")))) return;
   try {
     await bench.discard();

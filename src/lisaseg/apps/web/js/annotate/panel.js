@@ -57,7 +57,8 @@ export class Panel {
     const dirty = this.bench.dirty;
     $("save").disabled = off || busy === "saving" || !dirty;
     $("discard").disabled = !draft;
-    $("discard-word").textContent = draft?.revision ? "Delete" : "Discard";
+    $("discard-word").textContent = !draft?.revision ? "Discard" : dirty ? "Revert" : "Delete";
+    $("discard").title = draft?.revision && dirty ? "Back to what is saved" : "";
     const fresher = draft && !draft.revision && !dirty;
     const status = busy === "saving" ? "saving" : off || fresher ? "" : dirty ? "unsaved" : "done";
     $("status").dataset.state = status;
