@@ -42,11 +42,7 @@ def serve(
     stub_seconds: Annotated[float, typer.Option(hidden=True)] = 0.05,
 ) -> None:
     """Serve the web page and the HTTP API."""
-    try:
-        import fastapi  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise UsageError("The service needs packages that are not installed.", next_step="pip install 'lisaseg[serve]'") from error
+    require_serve()
     from lisaseg.apps.server import logs
     from lisaseg.apps.server.serve import run
     from lisaseg.apps.server.settings import Limits, Settings
@@ -74,6 +70,15 @@ def serve(
     logs.set_up(log_format)
     if code := run(settings):
         raise typer.Exit(code)
+
+
+def require_serve() -> None:
+    """UsageError if the packages of the service are not installed."""
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UsageError("The service needs packages that are not installed.", next_step="pip install 'lisaseg[serve]'") from error
 
 
 def _keys(key: str | None, file: Path | None) -> tuple[str, ...]:

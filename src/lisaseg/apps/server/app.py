@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
@@ -26,8 +26,12 @@ REQUESTS = (schemas.ImageUpload, schemas.SegmentRequest, schemas.SessionRequest,
             schemas.ExportRequest, schemas.ChatRequest)  # fmt: skip
 
 
-def create_app(settings: Settings, on_failure: Callable[[str, int], None] = lambda message, code: None) -> Gate:
+def create_app(settings: Settings, on_failure: Callable[[str, int], None] = lambda message, code: None, more: Sequence[APIRouter] = ()) -> Gate:
     """The whole service as an ASGI application; engines start with its lifespan.
+
+    Args:
+        settings, on_failure: see `Service`.
+        more: further routes, which go before those of the service: another door than the page and the API.
 
     Raises:
         UsageError: the state folder cannot be used.
@@ -45,8 +49,8 @@ def create_app(settings: Settings, on_failure: Callable[[str, int], None] = lamb
         summary="Ask a question about a picture, get the answer in words and in pixels.",
     )  # fmt: skip
     app.state.service = service
-    for group in (about, images, segment, sessions, openai, export, pages):
-        app.include_router(group.router)
+    for router in (*more, *(group.router for group in (about, images, segment, sessions, openai, export, pages))):
+        app.include_router(router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
