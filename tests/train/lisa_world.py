@@ -96,12 +96,16 @@ def train(recipe: Path, *overrides: str, resume: bool = True, dry_run: bool = Fa
     run_recipe(recipe, list(overrides), resume=resume, dry_run=dry_run)
 
 
-def start_processes(recipe: Path, *overrides: str, world: int = 1) -> list[multiprocessing.process.BaseProcess]:
-    """Run a recipe in processes of its own, forked so that nothing is imported again; joined by gloo if there are several."""
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+        return int(free.getsockname()[1])
+
+
+def start_processes(recipe: Path, *overrides: str, world: int = 1) -> list[multiprocessing.process.BaseProcess]:
+    """Run a recipe in processes of its own, forked so that nothing is imported again; joined by gloo if there are several."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     processes = []
     for rank in range(world):
         env = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"} if world > 1 else {}

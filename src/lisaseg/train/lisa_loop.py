@@ -25,7 +25,7 @@ from lisaseg.model.lisa import LisaModel
 from lisaseg.train.lisa_checkpoint import Checkpoints, read_checkpoint
 from lisaseg.train.lisa_config import LisaRecipe, OptimSettings
 from lisaseg.train.lisa_data import MicroBatch, Steps, micro_batches
-from lisaseg.train.lisa_parallel import gradients_later, like, whole
+from lisaseg.train.lisa_update import Updates
 
 SCORE_WEIGHT = 0.1  # of the squared error of a decoder's estimate of its own IoU, if it makes one
 RISE = 0.01  # by so much [SEG] accuracy or IoU must rise above its first value to count as learning
@@ -106,19 +106,13 @@ class Trainer:
     Args:
         recipe: all settings.
         accelerator: of this process.
-        module: a `Step`, wrapped for several processes or not.
-        learned: name -> parameter (after wrapping).
+        updates: the model and its optimiser.
         steps: micro-batches of this process. probe: the mini-set, or None.
     """
 
-    def __init__(
-        self, recipe: LisaRecipe, accelerator: Any, module: Any, learned: dict[str, nn.Parameter], steps: Steps, probe: Probe | None = None
-    ) -> None:
-        optim = recipe.optim
-        self.recipe, self.accelerator, self.module, self.learned, self.data, self.probe = recipe, accelerator, module, learned, steps, probe
-        plain = torch.optim.AdamW(learned.values(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
-        self.adam = plain
-        self.optimizer = accelerator.prepare_optimizer(plain)
+    def __init__(self, recipe: LisaRecipe, accelerator: Any, updates: Updates, steps: Steps, probe: Probe | None = None) -> None:
+        self.recipe, self.accelerator, self.updates, self.data, self.probe = recipe, accelerator, updates, steps, probe
+        self.module, self.learned = updates.module, updates.learned
         self.checkpoints = Checkpoints(recipe.out, recipe.keep)
         self.step, self.faults = 0, 0
         self.window: list[dict[str, float]] = []
@@ -127,10 +121,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint; every process must call it."""
-        tensors = {f"param/{name}": whole(p).cpu() for name, p in self.learned.items()}
-        for name, p in self.learned.items():
-            for key, value in self.adam.state.get(p, {}).items():
-                tensors[f"adam/{name}/{key}"] = whole(value).cpu()
+        tensors = self.updates.tensors()
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {"fingerprint": self.fingerprint, "faults": self.faults, "scaler": scaler.state_dict() if scaler else None}
@@ -158,13 +149,7 @@ class Trainer:
         if other or state["fingerprint"] != self.fingerprint:
             what = "of other parameters" if other else "of other data, batch sizes, steps or seed"
             raise TrainingError(f"{path} is {what} than this recipe's.", next_step="Name another `out`, or begin anew with --no-resume.")
-        with torch.no_grad():
-            for name, p in self.learned.items():
-                p.copy_(like(tensors[f"param/{name}"], p))
-                keys = ("step", "exp_avg", "exp_avg_sq")
-                if f"adam/{name}/exp_avg" in tensors:
-                    moments = {key: tensors[f"adam/{name}/{key}"] for key in keys}
-                    self.adam.state[p] = {key: value if key == "step" else like(value, p) for key, value in moments.items()}
+        self.updates.restore(tensors)
         if state["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.probe and state["probe"] and state["probe"][0]:
@@ -230,29 +215,24 @@ class Trainer:
         tokens, masks, faults = (float(n) for n in accelerator.reduce(counts, "sum"))
         self.faults += int(faults)
         share = rate(self.step, optim)
-        for group in self.adam.param_groups:
-            group["lr"] = optim.lr * share
+        self.updates.set_rate(optim.lr * share)
         sums = torch.zeros(len(SUMS), dtype=torch.float32, device=device)
         for k, micro in enumerate(micros):
             number = (self.step * len(micros) + k) * world + accelerator.process_index
             torch.manual_seed(self.recipe.seed * 1_000_003 + number)
-            with gradients_later(self.module, k + 1 < len(micros)):
-                with accelerator.autocast():
-                    loss, numbers = self.module(micro.to(device), max(1.0, tokens), max(1.0, masks))
-                accelerator.backward(loss * world)  # the processes' gradients are averaged
+            with self.updates.micro(last=k + 1 == len(micros)):
+                loss, numbers = self.updates.forward(micro, max(1.0, tokens), max(1.0, masks))
+                self.updates.backward(loss * world)  # the processes' gradients are averaged
             sums += numbers
         sums = accelerator.reduce(sums, "sum")
         values = dict(zip(SUMS, sums.tolist(), strict=True))
         if not math.isfinite(values["loss"]):
-            self.optimizer.zero_grad(set_to_none=True)
+            self.updates.drop()
             raise TrainingError(
                 f"The loss is {values['loss']} at step {self.step}: ce {values['ce']}, bce {values['bce']}, dice {values['dice']}.",
                 next_step='Lower optim.lr, or set optim.precision = "bfloat16" or "float32"; the run goes on from its last checkpoint.',
             )
-        norm = accelerator.clip_grad_norm_(list(self.learned.values()), optim.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        values = {"loss": values["loss"], **_means(values), "grad_norm": float(whole(norm)), "lr": optim.lr * share}
+        values = {"loss": values["loss"], **_means(values), "grad_norm": self.updates.apply(), "lr": optim.lr * share}
         return values | ({"skipped": float(self.faults)} if self.faults else {})
 
     @torch.no_grad()
@@ -264,8 +244,7 @@ class Trainer:
         sums = torch.zeros(len(SUMS), dtype=torch.float32, device=accelerator.device)
         for first in range(0, len(batches), accelerator.num_processes):
             place = first + accelerator.process_index  # a process without a batch of its own repeats one, unseen: sharded layers need all of them
-            with accelerator.autocast():
-                _, numbers = self.module(batches[min(place, len(batches) - 1)].to(accelerator.device), 1.0, 1.0)
+            _, numbers = self.updates.forward(batches[min(place, len(batches) - 1)], 1.0, 1.0)
             sums += numbers if place < len(batches) else 0
         self.module.train()
         means = _means(dict(zip(SUMS, accelerator.reduce(sums, "sum").tolist(), strict=True)))

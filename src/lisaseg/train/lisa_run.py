@@ -20,7 +20,8 @@ from lisaseg.train.lisa_config import LisaRecipe
 from lisaseg.train.lisa_data import Collator, Steps, probe_batches
 from lisaseg.train.lisa_loop import Probe, Step, Trainer
 from lisaseg.train.lisa_model import Trainee, open_trainee
-from lisaseg.train.lisa_parallel import device_mesh, in_turn, shard, start_processes
+from lisaseg.train.lisa_parallel import as_launched, device_mesh, in_turn, shard, start_processes
+from lisaseg.train.lisa_update import Updates
 from lisaseg.train.progress import duration, reporting
 from lisaseg.train.recipe import checked, read_recipe
 
@@ -35,7 +36,11 @@ def run(path: Path, overrides: list[str], *, resume: bool = True, dry_run: bool 
     Raises:
         UsageError: the recipe is wrong. ModelLoadError, DataError: what it names cannot be had. TrainingError: the run cannot go on.
     """
-    recipe = checked(LisaRecipe, read_recipe(path, overrides), path)
+    recipe = as_launched(checked(LisaRecipe, read_recipe(path, overrides), path))
+    if recipe.parallel == "deepspeed":
+        from lisaseg.train.lisa_deepspeed import zero_settings
+
+        zero_settings()  # refuses what does not fit before anything is loaded
     accelerator = start_processes(recipe)
 
     def log(text: str) -> None:
@@ -79,7 +84,7 @@ def _run(recipe: LisaRecipe, accelerator: Any, log: Callable[[str], None], resum
 
 
 def build(recipe: LisaRecipe, accelerator: Any) -> tuple[Trainee, Any]:
-    """The model, and its `Step` wrapped for the processes."""
+    """The model, and its `Step` wrapped for DDP or FSDP2 (DeepSpeed's engine comes with the optimiser)."""
     several = accelerator.num_processes > 1
     fsdp = recipe.parallel == "fsdp" and several
     mesh = device_mesh(accelerator) if fsdp else None
@@ -96,7 +101,7 @@ def build(recipe: LisaRecipe, accelerator: Any) -> tuple[Trainee, Any]:
 
     trainee, step = in_turn(accelerator, make)
     step.to(accelerator.device)
-    return trainee, step if fsdp else accelerator.prepare_model(step)
+    return trainee, accelerator.prepare_model(step) if recipe.parallel == "ddp" or not several else step
 
 
 def make_trainer(recipe: LisaRecipe, accelerator: Any, trainee: Trainee, step: Any) -> Trainer:
@@ -107,7 +112,11 @@ def make_trainer(recipe: LisaRecipe, accelerator: Any, trainee: Trainee, step: A
     collate = Collator(trainee, recipe.data)
     steps = Steps(recipe, collate, accelerator.process_index, accelerator.num_processes)
     probe = Probe(probe_batches(recipe, collate, steps.groups)) if recipe.probe.every else None
-    return Trainer(recipe, accelerator, step, learned, steps, probe)
+    if recipe.parallel == "deepspeed" and accelerator.num_processes > 1:
+        from lisaseg.train.lisa_deepspeed import ZeroUpdates
+
+        return Trainer(recipe, accelerator, ZeroUpdates(accelerator, step, learned, recipe), steps, probe)
+    return Trainer(recipe, accelerator, Updates(accelerator, step, learned, recipe.optim), steps, probe)
 
 
 def report(recipe: LisaRecipe, trainee: Trainee, processes: int) -> list[str]:
@@ -122,8 +131,9 @@ def report(recipe: LisaRecipe, trainee: Trainee, processes: int) -> list[str]:
         learned += p.numel() if p.requires_grad else 0
     lines = [f"{'part':<16} {'parameters':>12} {'learn':>12}"]
     lines += [f"{part:<16} {total / 1e6:>10.2f} M {own / 1e6:>10.2f} M" for part, (total, own) in parts.items()]
-    sharers = processes if recipe.parallel == "fsdp" else 1
-    lines.append(f"memory a process: weights {held / sharers / 2**30:.2f} GiB, gradients and AdamW {learned * ADAM_BYTES / sharers / 2**30:.2f} GiB")
+    weights, rest = held / (processes if recipe.parallel == "fsdp" else 1), learned * ADAM_BYTES / (1 if recipe.parallel == "ddp" else processes)
+    shared = {"ddp": "", "fsdp": " (FSDP2)", "deepspeed": " (DeepSpeed)"}[recipe.parallel] if processes > 1 else ""
+    lines.append(f"memory a process{shared}: weights {weights / 2**30:.2f} GiB, gradients and AdamW {rest / 2**30:.2f} GiB")
     optim = recipe.optim
     batch = optim.batch * optim.accumulation * processes
     lines.append(f"effective batch {batch} = {optim.batch} pictures x {optim.accumulation} accumulated x {processes} processes")
@@ -158,9 +168,9 @@ def measure_step(trainer: Trainer) -> list[str]:
         if isinstance(micro, LisaSegError):
             raise micro
         began = time.perf_counter()
-        with accelerator.autocast():
-            loss, numbers = trainer.module(micro.to(accelerator.device), 1.0, 1.0)
-        accelerator.backward(loss)
+        with trainer.updates.micro(last=False):
+            loss, numbers = trainer.updates.forward(micro, 1.0, 1.0)
+            trainer.updates.backward(loss)
         numbers.tolist()
         seconds = time.perf_counter() - began
     whole = seconds * recipe.optim.accumulation
