@@ -119,7 +119,7 @@ def train_apart(recipe: Path, *overrides: str, world: int) -> None:
     processes = start_processes(recipe, *overrides, world=world)
     for process in processes:
         process.join(240)
-    assert [process.exitcode for process in processes] == [0] * world
+    assert (codes := [process.exitcode for process in processes]) == [0] * world, codes
 
 
 def _child(recipe: Path, overrides: tuple[str, ...], env: dict[str, str]) -> None:

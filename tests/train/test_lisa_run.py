@@ -80,6 +80,14 @@ def test_sharded_processes_are_one_and_give_a_whole_checkpoint(recipe: Path, who
     assert {n: t.shape for n, t in a.items()} == {n: t.shape for n, t in b.items()}
 
 
+def test_a_sharded_process_may_have_no_mask_in_its_pictures(recipe: Path, tmp_path: Path) -> None:
+    """One that needs SAM's encoder and one that does not still gather the same blocks."""
+    single = ("optim.batch=1", "optim.steps=6", "probe.every=0")
+    world.train(recipe, f"out={tmp_path / 'one'}", *single, "optim.accumulation=2")
+    world.train_apart(recipe, f"out={tmp_path / 'two'}", *single, "optim.accumulation=1", 'parallel="fsdp"', world=2)
+    close(tmp_path / "one", tmp_path / "two")
+
+
 def test_killed_and_resumed_is_uninterrupted(recipe: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     steps = ("optim.steps=10", "data.workers=0")

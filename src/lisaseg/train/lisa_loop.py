@@ -43,9 +43,9 @@ def rate(step: int, optim: OptimSettings) -> float:
 class Step(nn.Module):
     """One micro-batch in, its share of the step's loss out: what DDP and FSDP wrap. Only the language model is ever in training mode (dropout)."""
 
-    def __init__(self, model: LisaModel) -> None:
+    def __init__(self, model: LisaModel, sharded: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.sharded = model, sharded
 
     def train(self, mode: bool = True) -> Step:
         """Dropout on or off."""
@@ -67,6 +67,8 @@ class Step(nn.Module):
         loss = torch.stack([share.float() for share in shares.values()]).sum()
         if micro.n_masks and out.scores.requires_grad and not bool(out.scores.isnan().any()):
             loss = loss + SCORE_WEIGHT * F.mse_loss(out.scores, out.iou, reduction="sum") / masks
+        if not micro.n_masks and micro.pixels is not None and self.sharded:
+            model.mask_decoder.encode(micro.pixels[:1])  # type: ignore[operator] # another process may need its blocks, and all gather them together
         if not micro.n_masks:  # all processes must have gradients for the same parameters
             unreached = (p for part in (model.seg_head, model.mask_decoder) for p in part.parameters() if p.requires_grad)
             loss = loss + 0.0 * sum(p.sum() for p in unreached)

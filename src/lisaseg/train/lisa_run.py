@@ -94,7 +94,7 @@ def build(recipe: LisaRecipe, accelerator: Any) -> tuple[Trainee, Any]:
         trainee = open_trainee(recipe, place)
         if place.type == "cpu" and trainee.family == "tiny":  # with packed masks faster there than the fused kernel, most of all backward
             trainee.model.vlm.language_model.set_attn_implementation("eager")
-        step = Step(trainee.model)
+        step = Step(trainee.model, sharded=fsdp)
         if fsdp:
             shard(step, trainee.model, mesh)
         return trainee, step
