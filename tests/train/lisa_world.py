@@ -86,13 +86,18 @@ def read_log(out: Path, key: str = "loss") -> list[float]:
     return [line[key] for line in lines if key in line]
 
 
-def train(recipe: Path, *overrides: str, resume: bool = True, dry_run: bool = False) -> None:
-    """Run a recipe in this process."""
+def fresh_state() -> None:
+    """Forget an earlier test's precision and processes."""
     from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def train(recipe: Path, *overrides: str, resume: bool = True, dry_run: bool = False) -> None:
+    """Run a recipe in this process."""
     from lisaseg.train import run_recipe
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier test's precision and processes
+    fresh_state()
     run_recipe(recipe, list(overrides), resume=resume, dry_run=dry_run)
 
 

@@ -120,7 +120,7 @@ class ZeroUpdates(Updates):
         self.module.backward(loss)
 
     def apply(self) -> float:
-        """Bound the gradient, move the parameters, forget the gradient; returns its norm before that."""
+        """As `Updates.apply`; the engine passes over a step whose gradient is no number."""
         self.module.step()
         return float(self.module.get_global_grad_norm())
 

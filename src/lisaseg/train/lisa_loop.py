@@ -30,6 +30,7 @@ from lisaseg.train.lisa_update import Updates
 SCORE_WEIGHT = 0.1  # of the squared error of a decoder's estimate of its own IoU, if it makes one
 RISE = 0.01  # by so much [SEG] accuracy or IoU must rise above its first value to count as learning
 GOOD = 0.7  # a mini-set at this IoU, with [SEG] where it belongs, has little left to rise by
+_CALM = 'Lower optim.lr, or set optim.precision = "bfloat16" or "float32"; the run goes on from its last checkpoint.'
 SUMS = ("loss", "ce", "bce", "dice", "iou", "seg", "masks", "segs")
 
 
@@ -127,7 +128,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {"fingerprint": self.fingerprint, "faults": self.faults, "scaler": scaler.state_dict() if scaler else None}
-            state |= {"probe": [self.probe.first, self.probe.best] if self.probe else None}
+            state |= {"probe": [self.probe.first, self.probe.best, self.probe.best_step] if self.probe else None}
             self.checkpoints.save(self.step, tensors, state)
         self.accelerator.wait_for_everyone()
 
@@ -155,8 +156,10 @@ class Trainer:
         if state["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.probe and state["probe"] and state["probe"][0]:
-            first, best = state["probe"]
-            self.probe.first, self.probe.best = (first[0], first[1]), (best[0], best[1])
+            first, best, *step = state["probe"]  # the step is missing in older files
+            self.probe.first, self.probe.best, self.probe.best_step = (first[0], first[1]), (best[0], best[1]), int(step[0]) if step else 0
+            if self.probe.best_step == int(state["step"]) > 0 and self.accelerator.is_main_process:  # killed before it could be named
+                self.checkpoints.set_best(self.probe.best_step, self.probe.best[1])
         self.step, self.faults = int(state["step"]), int(state["faults"])
         return True
 
@@ -209,7 +212,7 @@ class Trainer:
         """One optimiser step on the micro-batches of this process; returns numbers over all processes.
 
         Raises:
-            TrainingError: the loss is not a number; nothing has been changed then.
+            TrainingError: the loss or its gradient is not a number; nothing has been changed then.
         """
         accelerator, optim = self.accelerator, self.recipe.optim
         world, device = accelerator.num_processes, accelerator.device
@@ -230,11 +233,12 @@ class Trainer:
         values = dict(zip(SUMS, sums.tolist(), strict=True))
         if not math.isfinite(values["loss"]):
             self.updates.drop()
-            raise TrainingError(
-                f"The loss is {values['loss']} at step {self.step}: ce {values['ce']}, bce {values['bce']}, dice {values['dice']}.",
-                next_step='Lower optim.lr, or set optim.precision = "bfloat16" or "float32"; the run goes on from its last checkpoint.',
-            )
-        values = {"loss": values["loss"], **_means(values), "grad_norm": self.updates.apply(), "lr": optim.lr * share}
+            what = f"The loss is {values['loss']} at step {self.step}: ce {values['ce']}, bce {values['bce']}, dice {values['dice']}."
+            raise TrainingError(what, next_step=_CALM)
+        norm = self.updates.apply()
+        if not math.isfinite(norm) and not self.updates.scales:
+            raise TrainingError(f"The loss is {values['loss']:.3f} at step {self.step}, but its gradient is {norm}.", next_step=_CALM)
+        values = {"loss": values["loss"], **_means(values), "grad_norm": norm, "lr": optim.lr * share}
         return values | ({"skipped": float(self.faults)} if self.faults else {})
 
     @torch.no_grad()

@@ -159,14 +159,16 @@ def part_of(name: str) -> str:
 
 
 def measure_step(trainer: Trainer) -> list[str]:
-    """Do one micro-batch, forward and back, twice; says how long a step and the run take on this machine, and the memory at the peak."""
+    """Do one micro-batch (with masks, if one of the first eight has any), forward and back, twice; says how long a step and the run take on this
+    machine, and the memory at the peak."""
     recipe, accelerator = trainer.recipe, trainer.accelerator
     trainer.module.train()
-    seconds = 0.0
-    for k in range(2):  # the first one warms up
-        micro = trainer.data[k]
-        if isinstance(micro, LisaSegError):
-            raise micro
+    first = [trainer.data[k] for k in range(min(8, len(trainer.data)))]
+    for found in first:
+        if isinstance(found, LisaSegError):
+            raise found
+    micro, seconds = next((m for m in first if m.n_masks), first[0]), 0.0
+    for _ in range(2):  # the first one warms up
         began = time.perf_counter()
         with trainer.updates.micro(last=False):
             loss, numbers = trainer.updates.forward(micro, 1.0, 1.0)
@@ -185,6 +187,8 @@ def measure_step(trainer: Trainer) -> list[str]:
 
 def cheaper(recipe: LisaRecipe) -> str:
     """The next setting that saves memory."""
+    if recipe.optim.precision == "float32" and torch.accelerator.is_available() and recipe.device != "cpu":
+        return 'Set optim.precision="bfloat16".'
     if not recipe.model.gradient_checkpointing:
         return "Set model.gradient_checkpointing=true."
     if recipe.optim.batch > 1:
@@ -193,7 +197,7 @@ def cheaper(recipe: LisaRecipe) -> str:
         return "Set data.loss_side=512: masks are compared at a bounded size then."
     if recipe.model.tokens == "all" and recipe.model.parts is None:
         return 'Set model.tokens="new".'
-    if recipe.parallel == "ddp" and not recipe.model.quantize:
+    if recipe.parallel != "fsdp" and not recipe.model.quantize:
         return 'With several GPUs set parallel="fsdp"; with one, model.quantize="4bit".'
     return "Take a smaller model, or more GPUs."
 

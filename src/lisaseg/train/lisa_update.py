@@ -7,6 +7,7 @@ give the same complete tensors, so that a checkpoint of one goes on in the other
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,11 +61,17 @@ class Updates:
             group["lr"] = lr
 
     def apply(self) -> float:
-        """Bound the gradient, move the parameters, forget the gradient; returns its norm before that."""
-        norm = self.accelerator.clip_grad_norm_(list(self.learned.values()), self.optim.clip)
-        self.wrapped.step()
+        """Bound the gradient, move the parameters, forget the gradient; returns its norm before that. If that is no number, nothing is moved."""
+        norm = float(whole(self.accelerator.clip_grad_norm_(list(self.learned.values()), self.optim.clip)))
+        if math.isfinite(norm) or self.scales:  # a loss scaler passes over such a step by itself, and comes down
+            self.wrapped.step()
         self.drop()
-        return float(whole(norm))
+        return norm
+
+    @property
+    def scales(self) -> bool:
+        """Whether losses are scaled (float16), so that a gradient that is no number is nothing unusual."""
+        return self.accelerator.scaler is not None
 
     def drop(self) -> None:
         """Forget the gradient."""
