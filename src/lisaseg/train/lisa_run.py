@@ -17,7 +17,7 @@ from lisaseg.errors import LisaSegError, TrainingError, UsageError
 from lisaseg.model.published import read_json
 from lisaseg.train.lisa_checkpoint import Checkpoints, read_parameters
 from lisaseg.train.lisa_config import LisaRecipe
-from lisaseg.train.lisa_data import Collator, Steps, probe_batches
+from lisaseg.train.lisa_data import Collator, MicroBatch, Steps, probe_batches
 from lisaseg.train.lisa_loop import Probe, Step, Trainer
 from lisaseg.train.lisa_model import Trainee, open_trainee
 from lisaseg.train.lisa_parallel import as_launched, device_mesh, in_turn, shard, start_processes
@@ -163,10 +163,12 @@ def measure_step(trainer: Trainer) -> list[str]:
     machine, and the memory at the peak."""
     recipe, accelerator = trainer.recipe, trainer.accelerator
     trainer.module.train()
-    first = [trainer.data[k] for k in range(min(8, len(trainer.data)))]
-    for found in first:
+    first: list[MicroBatch] = []
+    for k in range(min(8, len(trainer.data))):
+        found = trainer.data[k]
         if isinstance(found, LisaSegError):
             raise found
+        first.append(found)
     micro, seconds = next((m for m in first if m.n_masks), first[0]), 0.0
     for _ in range(2):  # the first one warms up
         began = time.perf_counter()
