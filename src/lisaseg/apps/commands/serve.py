@@ -47,7 +47,7 @@ def serve(
     stub_seconds: Annotated[float, typer.Option(hidden=True)] = 0.05,
 ) -> None:
     """Serve the web page and the HTTP API."""
-    _need_packages()
+    require_serve()
     from lisaseg.apps.server import logs
     from lisaseg.apps.server.integrations import names_in
     from lisaseg.apps.server.serve import run
@@ -79,7 +79,8 @@ def serve(
         raise typer.Exit(code)
 
 
-def _need_packages() -> None:
+def require_serve() -> None:
+    """UsageError if the packages of the service are not installed."""
     try:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
