@@ -64,7 +64,7 @@ test-contracts: setup
 # The pictures of the page in docs/images, by the same test that looks at them.
 screenshots: setup
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[browser]"
-	@LISASEG_SCREENSHOTS=1 $(BIN)/python -m pytest -q --no-header -m web tests/web/test_access.py -k screenshots
+	@LISASEG_SCREENSHOTS=1 $(BIN)/python -m pytest -q --no-header -m web tests/web/test_access.py tests/web/test_annotate_access.py -k screenshots
 
 test-long: setup
 	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null

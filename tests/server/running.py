@@ -24,38 +24,33 @@ KEYS = tuple(f"key-{name}-0123456789abcdef" for name in ("ann", "bob", "cat", "d
 
 
 class Server:
-    """`lisaseg serve` on a free port.
+    """`lisaseg serve` on a free port, or another command that serves.
 
     Args:
         state: its state folder.
         options: further command-line arguments.
         engine: "stub" or "lisa".
         keys: API keys; the first is used by `http`.
+        command: what is run, with the options that only it has.
     """
 
-    def __init__(self, state: Path, *options: str, engine: str = "stub", keys: tuple[str, ...] = (), wait: bool = True) -> None:
+    def __init__(
+        self,
+        state: Path,
+        *options: str,
+        engine: str = "stub",
+        keys: tuple[str, ...] = (),
+        wait: bool = True,
+        command: tuple[str, ...] = ("serve", "--log-format", "json", "--port", "0"),
+    ) -> None:
         self.state, self.keys = state, keys
-        command = [
-            sys.executable,
-            "-m",
-            "lisaseg",
-            "serve",
-            "--port",
-            "0",
-            "--state",
-            str(state),
-            "--engine",
-            engine,
-            "--offline",
-            "--log-format",
-            "json",
-        ]
+        words = [sys.executable, "-m", "lisaseg", *command, "--state", str(state), "--engine", engine, "--offline"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
         if keys:
             state.mkdir(parents=True, exist_ok=True)
             (state / "keys").write_text("\n".join(keys))
-            command += ["--key-file", str(state / "keys")]
-        self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+            words += ["--key-file", str(state / "keys")]
+        self.process = subprocess.Popen([*words, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         self.lines: list[str] = []
         self.url = ""
         self._found = threading.Event()

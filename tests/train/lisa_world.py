@@ -86,22 +86,31 @@ def read_log(out: Path, key: str = "loss") -> list[float]:
     return [line[key] for line in lines if key in line]
 
 
-def train(recipe: Path, *overrides: str, resume: bool = True, dry_run: bool = False) -> None:
-    """Run a recipe in this process."""
+def fresh_state() -> None:
+    """Forget an earlier test's precision and processes."""
     from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def train(recipe: Path, *overrides: str, resume: bool = True, dry_run: bool = False) -> None:
+    """Run a recipe in this process."""
     from lisaseg.train import run_recipe
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier test's precision and processes
+    fresh_state()
     run_recipe(recipe, list(overrides), resume=resume, dry_run=dry_run)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def start_processes(recipe: Path, *overrides: str, world: int = 1) -> list[multiprocessing.process.BaseProcess]:
     """Run a recipe in processes of its own, forked so that nothing is imported again; joined by gloo if there are several."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     processes = []
     for rank in range(world):
         env = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"} if world > 1 else {}
@@ -115,7 +124,7 @@ def train_apart(recipe: Path, *overrides: str, world: int) -> None:
     processes = start_processes(recipe, *overrides, world=world)
     for process in processes:
         process.join(240)
-    assert [process.exitcode for process in processes] == [0] * world
+    assert (codes := [process.exitcode for process in processes]) == [0] * world, codes
 
 
 def _child(recipe: Path, overrides: tuple[str, ...], env: dict[str, str]) -> None:

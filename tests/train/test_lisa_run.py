@@ -80,6 +80,14 @@ def test_sharded_processes_are_one_and_give_a_whole_checkpoint(recipe: Path, who
     assert {n: t.shape for n, t in a.items()} == {n: t.shape for n, t in b.items()}
 
 
+def test_a_sharded_process_may_have_no_mask_in_its_pictures(recipe: Path, tmp_path: Path) -> None:
+    """One that needs SAM's encoder and one that does not still gather the same blocks."""
+    single = ("optim.batch=1", "optim.steps=6", "probe.every=0")
+    world.train(recipe, f"out={tmp_path / 'one'}", *single, "optim.accumulation=2")
+    world.train_apart(recipe, f"out={tmp_path / 'two'}", *single, "optim.accumulation=1", 'parallel="fsdp"', world=2)
+    close(tmp_path / "one", tmp_path / "two")
+
+
 def test_killed_and_resumed_is_uninterrupted(recipe: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     steps = ("optim.steps=10", "data.workers=0")
@@ -207,6 +215,45 @@ def test_no_number_stops_before_it_does_harm(recipe: Path, tmp_path: Path) -> No
     assert all(p.isfinite().all() for p in parameters(tmp_path / "run").values()) or len(world.read_log(tmp_path / "run")) > 0
 
 
+def test_a_gradient_that_is_no_number_moves_nothing(recipe: Path, tmp_path: Path) -> None:
+    from lisaseg.train.lisa_config import LisaRecipe
+    from lisaseg.train.lisa_data import micro_batches
+    from lisaseg.train.lisa_parallel import start_processes
+    from lisaseg.train.lisa_run import build, make_trainer
+    from lisaseg.train.recipe import checked, read_recipe
+
+    world.fresh_state()
+    settings = checked(LisaRecipe, read_recipe(recipe, ["probe.every=0"]), recipe)
+    accelerator = start_processes(settings)
+    trainer = make_trainer(settings, accelerator, *build(settings, accelerator))
+    before = {name: p.detach().clone() for name, p in trainer.learned.items()}
+    batches = micro_batches(trainer.data, 0, 0)
+    hook = trainer.learned["seg_head.0.weight"].register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(TrainingError, match=r"gradient is (nan|inf)"):
+        trainer.one_step([next(batches), next(batches)])
+    assert all(torch.equal(p, before[name]) for name, p in trainer.learned.items())
+    hook.remove()
+    assert np.isfinite(trainer.one_step([next(batches), next(batches)])["grad_norm"])  # nothing of it is left
+    assert not all(torch.equal(p, before[name]) for name, p in trainer.learned.items())
+
+
+def test_the_best_is_named_even_if_the_run_was_killed_before_it_could_be(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(self: Checkpoints, step: int, score: float) -> None:
+        raise Killed
+
+    monkeypatch.setattr("lisaseg.train.lisa_loop.Trainer.measure", lambda self: (0.5, (0.1, 0.2, 0.3, 0.2, 0.1)[self.step]))  # best at step 2
+    often = ("optim.steps=4", "probe.every=1", "save_every=4")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoints, "set_best", kill)
+        world.train(recipe, *often, "probe.every=2")
+    assert list(Checkpoints(tmp_path / "run").all()) == [2] and Checkpoints(tmp_path / "run").best() is None
+    world.train(recipe, *often)
+    assert Checkpoints(tmp_path / "run").best() == (2, 0.3)
+
+
 def starve(recipe: Path) -> None:
     """Trains with 150 MB more than the process has; a new process, because one that has run many tests holds freed memory to serve itself from."""
     import resource
@@ -247,6 +294,8 @@ def test_dry_run_says_what_will_happen(recipe: Path, tmp_path: Path, capsys: pyt
     ):
         assert words in said
     assert not (tmp_path / "run").exists()
+    world.train(recipe, "optim.steps=1", "optim.batch=1", "optim.accumulation=1", dry_run=True)  # there is but one micro-batch to measure
+    assert "1 steps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

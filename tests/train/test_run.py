@@ -114,6 +114,16 @@ def test_stages_apart_or_in_one_go_end_in_the_same_model(built: None, tmp_path: 
     assert model_of(one) == model_of(apart) and log_of(one, "joint") == [1, 2]
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_runs(built: None, tmp_path: Path, path: Path) -> None:
+    """Two steps of each stage, small; the trunk is not there to learn (tests/train/test_live_views.py has it learn)."""
+    small = ("steps=2", "batch=1", "queries=2", "warmup=1", "text_batch=1", "trunk_lr=0.0", "reason_share=0.0")
+    stages = load_recipe(path).stages
+    run(path, [f"out={tmp_path / 'run'}", "workers=0", "device=cpu", *(f"stages.{name}.{change}" for name in stages for change in small)])
+    assert all(log_of(tmp_path / "run", name)[-1] == 2 for name in stages)
+    assert model_of(tmp_path / "run")
+
+
 def test_stages_that_are_left_out_are_told(built: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(workshop.write_recipe(tmp_path), ['only=["text"]'])
     assert "vision: has no checkpoint, goes on untrained" in capsys.readouterr().err

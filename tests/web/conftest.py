@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.server.running import Server
 from tests.web.desk import Desk
+from tests.web.project import Project
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -73,3 +74,11 @@ def desk(browser: Any) -> Iterator[Callable[..., Desk]]:
     yield sit
     for one in desks:
         one.close()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    found = Project(tmp_path)
+    yield found
+    if found.server is not None:
+        found.server.kill()

@@ -92,7 +92,7 @@ def _pictures(source: str, out: Path, rows: list[Row]) -> tuple[Path, list[tuple
         raise UsageError("There is no question.", next_step='Give --prompt "..." or --prompts FILE.')
     place = Path(source)
     if place.is_dir():
-        root, files = place, sorted(_walk(place, out.resolve()))
+        root, files = place, sorted(walk(place, out.resolve()))
     elif place.is_file():
         root, files = place.parent, [place]
     elif glob.has_magic(source):
@@ -107,7 +107,8 @@ def _pictures(source: str, out: Path, rows: list[Row]) -> tuple[Path, list[tuple
     return root, found + [(image, text, "") for image, text in rows if image is not None]
 
 
-def _walk(folder: Path, out: Path) -> Iterator[Path]:
+def walk(folder: Path, out: Path | None = None) -> Iterator[Path]:
+    """The pictures of a folder to any depth, without what begins with a dot and what is in `out`."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and Path(place, name).resolve() != out)
         yield from (Path(place, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in PICTURES)

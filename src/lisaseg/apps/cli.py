@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from lisaseg import __version__
-from lisaseg.apps.commands import adapters, ask, batch, data, evaluate, models, serve, tools, train
+from lisaseg.apps.commands import adapters, annotate, ask, batch, data, evaluate, models, serve, tools, train
 from lisaseg.errors import LisaSegError
 
 EPILOG = (
@@ -49,7 +49,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for group in (ask, serve, adapters, batch, data, models, train, evaluate, tools):  # in the order of the help
+for group in (ask, serve, annotate, adapters, batch, data, models, train, evaluate, tools):  # in the order of the help
     group.register(app)
 
 

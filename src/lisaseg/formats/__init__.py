@@ -76,10 +76,10 @@ FORMATS = Registry(
 )
 
 
-def write_aside(path: Path, data: bytes) -> Path:
+def write_aside(path: Path, data: bytes, *, durable: bool = False) -> Path:
     """Write `data` to a new file beside `path`, then rename it: readers see the old file or the whole new one, never a part.
 
-    Folders on the way are made. Returns `path`.
+    Folders on the way are made. `durable` waits until the disk has the data, so that it holds after a power cut, too. Returns `path`.
 
     Raises:
         UsageError: the place cannot be written (no right, no space, a file where a folder should be).
@@ -87,7 +87,11 @@ def write_aside(path: Path, data: bytes) -> Path:
     aside = path.parent / f".aside-{secrets.token_hex(8)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data)
+        with aside.open("xb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(aside, path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)

@@ -169,7 +169,8 @@ class LisaRecipe(Strict):
     Attributes:
         out: run folder. seed: of every draw.
         device: "auto" (an accelerator if there is one) or "cpu".
-        parallel: with several processes: "ddp" (a copy of everything on each) or "fsdp" (parameters, gradients and optimiser shared out).
+        parallel: with several processes: "ddp" (a copy of everything on each), "fsdp" (parameters, gradients and optimiser shared out) or "deepspeed"
+            (ZeRO-2: gradients and optimiser shared out; `accelerate launch --use_deepspeed` sets it, too).
         save_every: steps between checkpoints. keep: how many of the newest stay, beside the best one. log_every: steps between lines of the log.
     """
 
@@ -177,7 +178,7 @@ class LisaRecipe(Strict):
     out: Path
     seed: int = Field(default=0, ge=0)
     device: Literal["auto", "cpu"] = "auto"
-    parallel: Literal["ddp", "fsdp"] = "ddp"
+    parallel: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
     save_every: int = Field(default=500, gt=0)
     keep: int = Field(default=2, gt=0)
     log_every: int = Field(default=10, gt=0)
@@ -190,6 +191,6 @@ class LisaRecipe(Strict):
     def _fits(self) -> LisaRecipe:
         if self.parallel == "fsdp" and self.model.quantize:
             raise ValueError('parallel = "fsdp" cannot share out quantised weights: use "ddp"')
-        if self.parallel == "fsdp" and self.optim.precision == "float16":
-            raise ValueError('parallel = "fsdp" needs precision "bfloat16" or "float32"')
+        if self.parallel != "ddp" and self.optim.precision == "float16":
+            raise ValueError(f'parallel = "{self.parallel}" needs precision "bfloat16" or "float32"')
         return self

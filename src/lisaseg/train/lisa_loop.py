@@ -25,11 +25,12 @@ from lisaseg.model.lisa import LisaModel
 from lisaseg.train.lisa_checkpoint import Checkpoints, read_checkpoint
 from lisaseg.train.lisa_config import LisaRecipe, OptimSettings
 from lisaseg.train.lisa_data import MicroBatch, Steps, micro_batches
-from lisaseg.train.lisa_parallel import gradients_later, like, whole
+from lisaseg.train.lisa_update import Updates
 
 SCORE_WEIGHT = 0.1  # of the squared error of a decoder's estimate of its own IoU, if it makes one
 RISE = 0.01  # by so much [SEG] accuracy or IoU must rise above its first value to count as learning
 GOOD = 0.7  # a mini-set at this IoU, with [SEG] where it belongs, has little left to rise by
+_CALM = 'Lower optim.lr, or set optim.precision = "bfloat16" or "float32"; the run goes on from its last checkpoint.'
 SUMS = ("loss", "ce", "bce", "dice", "iou", "seg", "masks", "segs")
 
 
@@ -43,9 +44,9 @@ def rate(step: int, optim: OptimSettings) -> float:
 class Step(nn.Module):
     """One micro-batch in, its share of the step's loss out: what DDP and FSDP wrap. Only the language model is ever in training mode (dropout)."""
 
-    def __init__(self, model: LisaModel) -> None:
+    def __init__(self, model: LisaModel, sharded: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.sharded = model, sharded
 
     def train(self, mode: bool = True) -> Step:
         """Dropout on or off."""
@@ -67,6 +68,8 @@ class Step(nn.Module):
         loss = torch.stack([share.float() for share in shares.values()]).sum()
         if micro.n_masks and out.scores.requires_grad and not bool(out.scores.isnan().any()):
             loss = loss + SCORE_WEIGHT * F.mse_loss(out.scores, out.iou, reduction="sum") / masks
+        if not micro.n_masks and micro.pixels is not None and self.sharded:
+            model.mask_decoder.encode(micro.pixels[:1])  # type: ignore[operator] # another process may need its blocks, and all gather them together
         if not micro.n_masks:  # all processes must have gradients for the same parameters
             unreached = (p for part in (model.seg_head, model.mask_decoder) for p in part.parameters() if p.requires_grad)
             loss = loss + 0.0 * sum(p.sum() for p in unreached)
@@ -106,19 +109,13 @@ class Trainer:
     Args:
         recipe: all settings.
         accelerator: of this process.
-        module: a `Step`, wrapped for several processes or not.
-        learned: name -> parameter (after wrapping).
+        updates: the model and its optimiser.
         steps: micro-batches of this process. probe: the mini-set, or None.
     """
 
-    def __init__(
-        self, recipe: LisaRecipe, accelerator: Any, module: Any, learned: dict[str, nn.Parameter], steps: Steps, probe: Probe | None = None
-    ) -> None:
-        optim = recipe.optim
-        self.recipe, self.accelerator, self.module, self.learned, self.data, self.probe = recipe, accelerator, module, learned, steps, probe
-        plain = torch.optim.AdamW(learned.values(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
-        self.adam = plain
-        self.optimizer = accelerator.prepare_optimizer(plain)
+    def __init__(self, recipe: LisaRecipe, accelerator: Any, updates: Updates, steps: Steps, probe: Probe | None = None) -> None:
+        self.recipe, self.accelerator, self.updates, self.data, self.probe = recipe, accelerator, updates, steps, probe
+        self.module, self.learned = updates.module, updates.learned
         self.checkpoints = Checkpoints(recipe.out, recipe.keep)
         self.step, self.faults = 0, 0
         self.window: list[dict[str, float]] = []
@@ -127,14 +124,11 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint; every process must call it."""
-        tensors = {f"param/{name}": whole(p).cpu() for name, p in self.learned.items()}
-        for name, p in self.learned.items():
-            for key, value in self.adam.state.get(p, {}).items():
-                tensors[f"adam/{name}/{key}"] = whole(value).cpu()
+        tensors = self.updates.tensors()
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {"fingerprint": self.fingerprint, "faults": self.faults, "scaler": scaler.state_dict() if scaler else None}
-            state |= {"probe": [self.probe.first, self.probe.best] if self.probe else None}
+            state |= {"probe": [self.probe.first, self.probe.best, self.probe.best_step] if self.probe else None}
             self.checkpoints.save(self.step, tensors, state)
         self.accelerator.wait_for_everyone()
 
@@ -158,18 +152,14 @@ class Trainer:
         if other or state["fingerprint"] != self.fingerprint:
             what = "of other parameters" if other else "of other data, batch sizes, steps or seed"
             raise TrainingError(f"{path} is {what} than this recipe's.", next_step="Name another `out`, or begin anew with --no-resume.")
-        with torch.no_grad():
-            for name, p in self.learned.items():
-                p.copy_(like(tensors[f"param/{name}"], p))
-                keys = ("step", "exp_avg", "exp_avg_sq")
-                if f"adam/{name}/exp_avg" in tensors:
-                    moments = {key: tensors[f"adam/{name}/{key}"] for key in keys}
-                    self.adam.state[p] = {key: value if key == "step" else like(value, p) for key, value in moments.items()}
+        self.updates.restore(tensors)
         if state["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.probe and state["probe"] and state["probe"][0]:
-            first, best = state["probe"]
-            self.probe.first, self.probe.best = (first[0], first[1]), (best[0], best[1])
+            first, best, *step = state["probe"]  # the step is missing in older files
+            self.probe.first, self.probe.best, self.probe.best_step = (first[0], first[1]), (best[0], best[1]), int(step[0]) if step else 0
+            if self.probe.best_step == int(state["step"]) > 0 and self.accelerator.is_main_process:  # killed before it could be named
+                self.checkpoints.set_best(self.probe.best_step, self.probe.best[1])
         self.step, self.faults = int(state["step"]), int(state["faults"])
         return True
 
@@ -222,7 +212,7 @@ class Trainer:
         """One optimiser step on the micro-batches of this process; returns numbers over all processes.
 
         Raises:
-            TrainingError: the loss is not a number; nothing has been changed then.
+            TrainingError: the loss or its gradient is not a number; nothing has been changed then.
         """
         accelerator, optim = self.accelerator, self.recipe.optim
         world, device = accelerator.num_processes, accelerator.device
@@ -230,29 +220,25 @@ class Trainer:
         tokens, masks, faults = (float(n) for n in accelerator.reduce(counts, "sum"))
         self.faults += int(faults)
         share = rate(self.step, optim)
-        for group in self.adam.param_groups:
-            group["lr"] = optim.lr * share
+        self.updates.set_rate(optim.lr * share)
         sums = torch.zeros(len(SUMS), dtype=torch.float32, device=device)
         for k, micro in enumerate(micros):
             number = (self.step * len(micros) + k) * world + accelerator.process_index
             torch.manual_seed(self.recipe.seed * 1_000_003 + number)
-            with gradients_later(self.module, k + 1 < len(micros)):
-                with accelerator.autocast():
-                    loss, numbers = self.module(micro.to(device), max(1.0, tokens), max(1.0, masks))
-                accelerator.backward(loss * world)  # the processes' gradients are averaged
+            with self.updates.micro(last=k + 1 == len(micros)):
+                loss, numbers = self.updates.forward(micro, max(1.0, tokens), max(1.0, masks))
+                self.updates.backward(loss * world)  # the processes' gradients are averaged
             sums += numbers
         sums = accelerator.reduce(sums, "sum")
         values = dict(zip(SUMS, sums.tolist(), strict=True))
         if not math.isfinite(values["loss"]):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise TrainingError(
-                f"The loss is {values['loss']} at step {self.step}: ce {values['ce']}, bce {values['bce']}, dice {values['dice']}.",
-                next_step='Lower optim.lr, or set optim.precision = "bfloat16" or "float32"; the run goes on from its last checkpoint.',
-            )
-        norm = accelerator.clip_grad_norm_(list(self.learned.values()), optim.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        values = {"loss": values["loss"], **_means(values), "grad_norm": float(whole(norm)), "lr": optim.lr * share}
+            self.updates.drop()
+            what = f"The loss is {values['loss']} at step {self.step}: ce {values['ce']}, bce {values['bce']}, dice {values['dice']}."
+            raise TrainingError(what, next_step=_CALM)
+        norm = self.updates.apply()
+        if not math.isfinite(norm) and not self.updates.scales:
+            raise TrainingError(f"The loss is {values['loss']:.3f} at step {self.step}, but its gradient is {norm}.", next_step=_CALM)
+        values = {"loss": values["loss"], **_means(values), "grad_norm": norm, "lr": optim.lr * share}
         return values | ({"skipped": float(self.faults)} if self.faults else {})
 
     @torch.no_grad()
@@ -264,8 +250,7 @@ class Trainer:
         sums = torch.zeros(len(SUMS), dtype=torch.float32, device=accelerator.device)
         for first in range(0, len(batches), accelerator.num_processes):
             place = first + accelerator.process_index  # a process without a batch of its own repeats one, unseen: sharded layers need all of them
-            with accelerator.autocast():
-                _, numbers = self.module(batches[min(place, len(batches) - 1)].to(accelerator.device), 1.0, 1.0)
+            _, numbers = self.updates.forward(batches[min(place, len(batches) - 1)], 1.0, 1.0)
             sums += numbers if place < len(batches) else 0
         self.module.train()
         means = _means(dict(zip(SUMS, accelerator.reduce(sums, "sum").tolist(), strict=True)))

@@ -1,4 +1,5 @@
-"""Several processes: DDP by accelerate, or FSDP2 (`torch.distributed.fsdp.fully_shard`), the same code on a CPU (gloo) and on GPUs (nccl).
+"""Several processes: DDP by accelerate, FSDP2 (`torch.distributed.fsdp.fully_shard`), or DeepSpeed (`lisa_deepspeed`), the same code on a CPU (gloo)
+and on GPUs (nccl).
 
 accelerate starts the process group, knows device, precision and loss scaling, and wraps for DDP. Sharding is done here: on a CPU accelerate turns
 FSDP into DDP without a word, and then no test could see it.
@@ -6,7 +7,6 @@ FSDP into DDP without a word, and then no test could see it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -18,25 +18,34 @@ from torch import Tensor, nn
 from lisaseg.errors import UsageError
 from lisaseg.model.lisa import LisaModel
 from lisaseg.train.lisa_config import LisaRecipe
+from lisaseg.train.recipe import checked
 
 PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 Made = TypeVar("Made")
 
 
+def as_launched(recipe: LisaRecipe) -> LisaRecipe:
+    """The recipe, with DeepSpeed if the launcher asks for it (`accelerate launch --use_deepspeed`)."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+        return recipe
+    return checked(LisaRecipe, recipe.model_dump() | {"parallel": "deepspeed"}, "the recipe under `accelerate launch --use_deepspeed`")
+
+
 def start_processes(recipe: LisaRecipe) -> Any:
-    """The `Accelerator` of this process; joins the group that torchrun or `accelerate launch` announced.
+    """The `Accelerator` of this process; joins the group that torchrun, `accelerate launch` or `deepspeed` announced.
 
     Raises:
         UsageError: the machine cannot do what the recipe asks for.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise UsageError("This trainer does not run inside DeepSpeed's engine.", next_step='Launch with torchrun and say parallel = "fsdp".')
     cpu = recipe.device == "cpu" or not torch.accelerator.is_available()
     if cpu and recipe.optim.precision == "float16":
         raise UsageError("float16 is not for CPUs.", next_step='Use optim.precision = "bfloat16" or "float32".')
-    os.environ.pop("ACCELERATE_USE_FSDP", None)  # `accelerate launch --use_fsdp`: the sharding is ours
+    for launched in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        os.environ.pop(launched, None)  # `accelerate launch --use_...`: the sharding is ours
+    if "LOCAL_SIZE" in os.environ:  # what DeepSpeed's launcher calls it
+        os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["LOCAL_SIZE"])
     waits = InitProcessGroupKwargs(timeout=timedelta(hours=1))  # large models are read one process after another
     return Accelerator(cpu=cpu, mixed_precision=PRECISION[recipe.optim.precision], kwargs_handlers=[waits])
 
@@ -93,10 +102,3 @@ def like(value: Tensor, pattern: Tensor) -> Tensor:
     if not isinstance(pattern, DTensor):
         return value
     return distribute_tensor(value, pattern.device_mesh, pattern.placements)
-
-
-@contextlib.contextmanager
-def gradients_later(module: Any, later: bool) -> Iterator[None]:
-    """Within, DDP keeps gradients to itself if `later`: they are summed over the processes once a step. FSDP sums them each time: it has no room."""
-    with module.no_sync() if later and hasattr(module, "no_sync") else contextlib.nullcontext():
-        yield

@@ -17,10 +17,11 @@ from lisaseg.errors import LisaSegError, TrainingError, UsageError
 from lisaseg.model.published import read_json
 from lisaseg.train.lisa_checkpoint import Checkpoints, read_parameters
 from lisaseg.train.lisa_config import LisaRecipe
-from lisaseg.train.lisa_data import Collator, Steps, probe_batches
+from lisaseg.train.lisa_data import Collator, MicroBatch, Steps, probe_batches
 from lisaseg.train.lisa_loop import Probe, Step, Trainer
 from lisaseg.train.lisa_model import Trainee, open_trainee
-from lisaseg.train.lisa_parallel import device_mesh, in_turn, shard, start_processes
+from lisaseg.train.lisa_parallel import as_launched, device_mesh, in_turn, shard, start_processes
+from lisaseg.train.lisa_update import Updates
 from lisaseg.train.progress import duration, reporting
 from lisaseg.train.recipe import checked, read_recipe
 
@@ -35,7 +36,11 @@ def run(path: Path, overrides: list[str], *, resume: bool = True, dry_run: bool 
     Raises:
         UsageError: the recipe is wrong. ModelLoadError, DataError: what it names cannot be had. TrainingError: the run cannot go on.
     """
-    recipe = checked(LisaRecipe, read_recipe(path, overrides), path)
+    recipe = as_launched(checked(LisaRecipe, read_recipe(path, overrides), path))
+    if recipe.parallel == "deepspeed":
+        from lisaseg.train.lisa_deepspeed import zero_settings
+
+        zero_settings()  # refuses what does not fit before anything is loaded
     accelerator = start_processes(recipe)
 
     def log(text: str) -> None:
@@ -79,7 +84,7 @@ def _run(recipe: LisaRecipe, accelerator: Any, log: Callable[[str], None], resum
 
 
 def build(recipe: LisaRecipe, accelerator: Any) -> tuple[Trainee, Any]:
-    """The model, and its `Step` wrapped for the processes."""
+    """The model, and its `Step` wrapped for DDP or FSDP2 (DeepSpeed's engine comes with the optimiser)."""
     several = accelerator.num_processes > 1
     fsdp = recipe.parallel == "fsdp" and several
     mesh = device_mesh(accelerator) if fsdp else None
@@ -89,14 +94,14 @@ def build(recipe: LisaRecipe, accelerator: Any) -> tuple[Trainee, Any]:
         trainee = open_trainee(recipe, place)
         if place.type == "cpu" and trainee.family == "tiny":  # with packed masks faster there than the fused kernel, most of all backward
             trainee.model.vlm.language_model.set_attn_implementation("eager")
-        step = Step(trainee.model)
+        step = Step(trainee.model, sharded=fsdp)
         if fsdp:
             shard(step, trainee.model, mesh)
         return trainee, step
 
     trainee, step = in_turn(accelerator, make)
     step.to(accelerator.device)
-    return trainee, step if fsdp else accelerator.prepare_model(step)
+    return trainee, accelerator.prepare_model(step) if recipe.parallel == "ddp" or not several else step
 
 
 def make_trainer(recipe: LisaRecipe, accelerator: Any, trainee: Trainee, step: Any) -> Trainer:
@@ -107,7 +112,11 @@ def make_trainer(recipe: LisaRecipe, accelerator: Any, trainee: Trainee, step: A
     collate = Collator(trainee, recipe.data)
     steps = Steps(recipe, collate, accelerator.process_index, accelerator.num_processes)
     probe = Probe(probe_batches(recipe, collate, steps.groups)) if recipe.probe.every else None
-    return Trainer(recipe, accelerator, step, learned, steps, probe)
+    if recipe.parallel == "deepspeed" and accelerator.num_processes > 1:
+        from lisaseg.train.lisa_deepspeed import ZeroUpdates
+
+        return Trainer(recipe, accelerator, ZeroUpdates(accelerator, step, learned, recipe), steps, probe)
+    return Trainer(recipe, accelerator, Updates(accelerator, step, learned, recipe.optim), steps, probe)
 
 
 def report(recipe: LisaRecipe, trainee: Trainee, processes: int) -> list[str]:
@@ -122,8 +131,9 @@ def report(recipe: LisaRecipe, trainee: Trainee, processes: int) -> list[str]:
         learned += p.numel() if p.requires_grad else 0
     lines = [f"{'part':<16} {'parameters':>12} {'learn':>12}"]
     lines += [f"{part:<16} {total / 1e6:>10.2f} M {own / 1e6:>10.2f} M" for part, (total, own) in parts.items()]
-    sharers = processes if recipe.parallel == "fsdp" else 1
-    lines.append(f"memory a process: weights {held / sharers / 2**30:.2f} GiB, gradients and AdamW {learned * ADAM_BYTES / sharers / 2**30:.2f} GiB")
+    weights, rest = held / (processes if recipe.parallel == "fsdp" else 1), learned * ADAM_BYTES / (1 if recipe.parallel == "ddp" else processes)
+    shared = {"ddp": "", "fsdp": " (FSDP2)", "deepspeed": " (DeepSpeed)"}[recipe.parallel] if processes > 1 else ""
+    lines.append(f"memory a process{shared}: weights {weights / 2**30:.2f} GiB, gradients and AdamW {rest / 2**30:.2f} GiB")
     optim = recipe.optim
     batch = optim.batch * optim.accumulation * processes
     lines.append(f"effective batch {batch} = {optim.batch} pictures x {optim.accumulation} accumulated x {processes} processes")
@@ -149,18 +159,22 @@ def part_of(name: str) -> str:
 
 
 def measure_step(trainer: Trainer) -> list[str]:
-    """Do one micro-batch, forward and back, twice; says how long a step and the run take on this machine, and the memory at the peak."""
+    """Do one micro-batch (with masks, if one of the first eight has any), forward and back, twice; says how long a step and the run take on this
+    machine, and the memory at the peak."""
     recipe, accelerator = trainer.recipe, trainer.accelerator
     trainer.module.train()
-    seconds = 0.0
-    for k in range(2):  # the first one warms up
-        micro = trainer.data[k]
-        if isinstance(micro, LisaSegError):
-            raise micro
+    first: list[MicroBatch] = []
+    for k in range(min(8, len(trainer.data))):
+        found = trainer.data[k]
+        if isinstance(found, LisaSegError):
+            raise found
+        first.append(found)
+    micro, seconds = next((m for m in first if m.n_masks), first[0]), 0.0
+    for _ in range(2):  # the first one warms up
         began = time.perf_counter()
-        with accelerator.autocast():
-            loss, numbers = trainer.module(micro.to(accelerator.device), 1.0, 1.0)
-        accelerator.backward(loss)
+        with trainer.updates.micro(last=False):
+            loss, numbers = trainer.updates.forward(micro, 1.0, 1.0)
+            trainer.updates.backward(loss)
         numbers.tolist()
         seconds = time.perf_counter() - began
     whole = seconds * recipe.optim.accumulation
@@ -175,6 +189,8 @@ def measure_step(trainer: Trainer) -> list[str]:
 
 def cheaper(recipe: LisaRecipe) -> str:
     """The next setting that saves memory."""
+    if recipe.optim.precision == "float32" and torch.accelerator.is_available() and recipe.device != "cpu":
+        return 'Set optim.precision="bfloat16".'
     if not recipe.model.gradient_checkpointing:
         return "Set model.gradient_checkpointing=true."
     if recipe.optim.batch > 1:
@@ -183,7 +199,7 @@ def cheaper(recipe: LisaRecipe) -> str:
         return "Set data.loss_side=512: masks are compared at a bounded size then."
     if recipe.model.tokens == "all" and recipe.model.parts is None:
         return 'Set model.tokens="new".'
-    if recipe.parallel == "ddp" and not recipe.model.quantize:
+    if recipe.parallel != "fsdp" and not recipe.model.quantize:
         return 'With several GPUs set parallel="fsdp"; with one, model.quantize="4bit".'
     return "Take a smaller model, or more GPUs."
 

@@ -47,7 +47,7 @@ def serve(
     stub_seconds: Annotated[float, typer.Option(hidden=True)] = 0.05,
 ) -> None:
     """Serve the web page and the HTTP API."""
-    _need_packages(integrations)
+    require_serve(integrations)
     from lisaseg.apps.server import logs
     from lisaseg.apps.server.integrations import names_in
     from lisaseg.apps.server.serve import run
@@ -79,7 +79,8 @@ def serve(
         raise typer.Exit(code)
 
 
-def _need_packages(integrations: str) -> None:
+def require_serve(integrations: str = "") -> None:
+    """UsageError if the packages of the service, or of an integration, are not installed."""
     for name, extra in (("fastapi", "serve"), ("uvicorn", "serve"), *([("mcp", "mcp")] if "mcp" in integrations.lower() else [])):
         need_package(name, extra)
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
@@ -28,8 +28,12 @@ REQUESTS = (schemas.ImageUpload, schemas.SegmentRequest, schemas.SessionRequest,
             schemas.ExportRequest, schemas.ChatRequest)  # fmt: skip
 
 
-def create_app(settings: Settings, on_failure: Callable[[str, int], None] = lambda message, code: None) -> Gate:
+def create_app(settings: Settings, on_failure: Callable[[str, int], None] = lambda message, code: None, more: Sequence[APIRouter] = ()) -> Gate:
     """The whole service as an ASGI application; engines start with its lifespan.
+
+    Args:
+        settings, on_failure: see `Service`.
+        more: further routes, which go before those of the service: another door than the page and the API.
 
     Raises:
         UsageError: the state folder cannot be used.
@@ -48,8 +52,8 @@ def create_app(settings: Settings, on_failure: Callable[[str, int], None] = lamb
     )  # fmt: skip
     app.state.service = service
     enabled = [INTEGRATIONS[name].load() for name in settings.integrations]
-    for group in (about, images, segment, sessions, openai, export, pages, *enabled):
-        app.include_router(group.router)
+    for router in (*more, *(group.router for group in (about, images, segment, sessions, openai, export, pages, *enabled))):
+        app.include_router(router)
     requests = (*REQUESTS, *(model for group in enabled for model in group.REQUESTS))
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)

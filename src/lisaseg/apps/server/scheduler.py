@@ -147,6 +147,8 @@ class Scheduler:
         """ready, loading, restarting, draining or failed."""
         if self.draining:
             return "draining"
+        if not self.lanes:  # no model was wanted
+            return "ready"
         if any(lane.worker.answers for lane in self.lanes):
             return "ready"
         first = self.lanes[0].worker.state
@@ -171,6 +173,8 @@ class Scheduler:
         """Let a job in; returns its place in the queue. ApiError `draining`, `model_loading`, `overloaded`, `rate_limited`."""
         if self.draining:
             raise ApiError("draining", retry_after=5)
+        if not self.lanes:
+            raise ApiError("model_not_found", "This server runs without a model.", next_step="Start it with one.")
         if not any(lane.worker.ever_ready for lane in self.lanes):
             raise ApiError("model_loading", retry_after=2)
         if self.settings.keys and self.active[job.owner] >= self.settings.limits.concurrent_per_key:

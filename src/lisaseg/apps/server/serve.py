@@ -11,11 +11,12 @@ import errno
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import h11
 import uvicorn
+from fastapi import APIRouter
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lisaseg.apps.server.app import create_app, service_of
@@ -27,8 +28,13 @@ LAST_SECONDS = 5  # for responses that are being written when the drain is over
 MAX_HEAD = 32 * 1024
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, more: Sequence[APIRouter] = (), does: str = "", about: str = "") -> int:
     """Serve until a signal comes; returns the exit code.
+
+    Args:
+        settings: see there.
+        more: further routes, see `create_app`.
+        does, about: what the first line on stderr says that lisaseg does, and what else; for other doors than the service itself.
 
     Raises:
         UsageError: the port is taken, or the state folder cannot be used.
@@ -44,13 +50,15 @@ def run(settings: Settings) -> int:
 
     listener = _listen(settings.host, settings.port)
     with contextlib.closing(listener):
-        gate = create_app(settings, on_failure)
+        gate = create_app(settings, on_failure, more)
         protocol = type("TimedProtocol", (_TimedProtocol,), {"head_seconds": settings.limits.head_seconds})
         config = uvicorn.Config(
             gate, http=protocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False, proxy_headers=False,
             h11_max_incomplete_event_size=MAX_HEAD, timeout_graceful_shutdown=LAST_SECONDS, backlog=2048,
         )  # fmt: skip
-        server = _Server(config, settings, service_of(gate), _url(settings.host, listener.getsockname()[1]))
+        url = _url(settings.host, listener.getsockname()[1])
+        greeting = f"lisaseg {does or f'serves {settings.model_name}'} at {url}  ({about or f'API: {url}/docs'}, end with Ctrl-C)"
+        server = _Server(config, settings, service_of(gate), greeting)
         asyncio.run(server.serve(sockets=[listener]))
     if failure:
         print(f"error: {failure[0][0]}", file=sys.stderr, flush=True)
@@ -61,14 +69,14 @@ def run(settings: Settings) -> int:
 class _Server(uvicorn.Server):
     """uvicorn with our way to end."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings, service: Any, url: str) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings, service: Any, greeting: str) -> None:
         super().__init__(config)
-        self.settings, self.service, self.url = settings, service, url
+        self.settings, self.service, self.greeting = settings, service, greeting
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(f"lisaseg serves {self.settings.model_name} at {self.url}  (API: {self.url}/docs, end with Ctrl-C)", file=sys.stderr, flush=True)
+        print(self.greeting, file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

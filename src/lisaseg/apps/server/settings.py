@@ -81,7 +81,7 @@ class Settings:
         host, port: where it listens; port 0 = any free one.
         model, device, dtype, offline: as in `lisaseg.load`.
         engine: "lisa", or "stub" (answers by a fixed rule without a model; for load tests of the HTTP layer only).
-        workers: engine processes, each with the model in memory.
+        workers: engine processes, each with the model in memory; 0 = no model, questions are refused.
         keys: accepted API keys; none = everybody who can connect.
         insecure: listen beyond loopback without a key.
         allow_hosts: further names in `Host` (and pages in `Origin`) that are the server's own.

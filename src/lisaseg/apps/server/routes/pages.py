@@ -27,10 +27,16 @@ TYPES = {
 
 @router.get("/")
 async def index(request: Request) -> Response:
-    path = WEB / "index.html"
+    return page(request, "index.html")
+
+
+def page(request: Request, name: str) -> Response:
+    """A document of `apps/web`. What it links to carries the version of its content, so that it can be kept by the browser; the icons stand in it."""
+    path = WEB / name
     if not path.is_file():
         return HTMLResponse(reference.document("lisaseg", "<p>The page is not part of this installation. The API: <a href='/docs'>/docs</a>.</p>"))
-    return _content(request, _LINK.sub(_versioned, _read(path, path.stat().st_mtime_ns)), TYPES[".html"])
+    data = _read(path, path.stat().st_mtime_ns).replace(b"<!-- icons.svg -->", (WEB / "icons.svg").read_bytes().strip())
+    return _content(request, _LINK.sub(_versioned, data), TYPES[".html"])
 
 
 @router.get("/web/{name:path}")

@@ -102,7 +102,7 @@ function fromBody(body, status, retryAfter) {
     const message = `The answer of the server (${status}) was not understood. If a proxy stands in between, look into its log.`;
     return new ApiError(status === 413 ? "body_too_large" : status === 503 || status === 502 ? "offline" : "internal", message, { status });
   }
-  return new ApiError(error.code, error.message, { status, requestId: error.request_id ?? "", retryAfter: retryAfter || 0, help: error.help_url ?? "" });
+  return new ApiError(error.code, error.message, { status, requestId: error.request_id ?? "", retryAfter: retryAfter || 0, help: error.help_url ?? "", body });
 }
 
 /** A random name. (crypto.randomUUID is missing on pages without TLS.) */

@@ -2,6 +2,7 @@
 
 import { answerNodes, plainText } from "./answer.js";
 import { action, calm, copyText, h, icon } from "./dom.js";
+import { problemBox } from "./notices.js";
 import { layersOf } from "./state.js";
 
 /** @typedef {import("./types.js").Turn} Turn */
@@ -136,22 +137,6 @@ export class Chat {
     const chips = HINTS.map((text) => h("button.suggestion", { type: "button", onclick: () => this.does.suggest(text) }, text));
     this.list.append(h("li.hints", {}, h("p", {}, "Ask for a thing by name, by what it is for, or by what only a look at the picture can tell."), h("div", {}, ...chips)));
   }
-}
-
-/**
- * What went wrong and what to do.
- * @param {import("./errors.js").Problem} problem
- * @param {Node | null | false} remedy
- */
-export function problemBox(problem, remedy) {
-  const help = problem.help.startsWith("/docs/") && h("a", { href: problem.help, target: "_blank", rel: "noopener" }, "What this means");
-  const number = problem.requestId && h("span", {}, `Request ${problem.requestId}`);
-  return h(
-    "div.problem",
-    { "data-code": problem.code },
-    icon("alert"),
-    h("div", {}, h("strong", {}, problem.title), h("p", {}, problem.message), h("p.small.origin", {}, help, number), remedy),
-  );
 }
 
 /** "1.8 s · 8 tokens · 1 mask" @param {Turn} turn */

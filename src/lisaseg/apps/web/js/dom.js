@@ -21,7 +21,7 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
-/** An icon of the sheet in index.html. @param {string} name */
+/** An icon of icons.svg, which the server puts into every page. @param {string} name */
 export function icon(name) {
   const space = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(space, "svg");

@@ -25,6 +25,7 @@ export const CATALOGUE = {
   request_timeout: ["The upload took too long.", "resend"],
   session_busy: ["The last question is still being answered.", "resend"],
   nothing_to_undo: ["There is nothing to take back.", "none"],
+  sample_changed: ["Somebody else changed this sample.", "none"],
   session_expired: ["The server has forgotten this conversation.", "resend"],
   image_expired: ["The server has forgotten the picture.", "resend"],
   body_too_large: ["The file is too large.", "picture"],
@@ -37,6 +38,7 @@ export const CATALOGUE = {
   prompt_empty: ["The question is empty.", "edit"],
   prompt_too_long: ["The question, or the conversation before it, is too long.", "edit"],
   too_many_turns: ["The conversation has reached its length.", "new-chat"],
+  sample_refused: ["This cannot be saved yet.", "edit"],
   url_input_disabled: ["This server does not fetch pictures from the web.", "picture"],
   url_not_allowed: ["The server may not fetch from that address.", "picture"],
   url_fetch_failed: ["No picture came from that address.", "picture"],
@@ -66,15 +68,16 @@ export class ApiError extends Error {
   /**
    * @param {string} code
    * @param {string} message for people
-   * @param {{status?: number, requestId?: string, retryAfter?: number, help?: string}} [more] retryAfter: seconds
+   * @param {{status?: number, requestId?: string, retryAfter?: number, help?: string, body?: any}} [more] retryAfter: seconds; body: all that the server said
    */
-  constructor(code, message, { status = 0, requestId = "", retryAfter = 0, help = "" } = {}) {
+  constructor(code, message, { status = 0, requestId = "", retryAfter = 0, help = "", body = null } = {}) {
     super(message);
     this.code = code;
     this.status = status;
     this.requestId = requestId;
     this.retryAfter = retryAfter;
     this.help = help;
+    this.body = body;
   }
 }
 

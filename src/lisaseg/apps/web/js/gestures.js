@@ -9,6 +9,15 @@ import { layersOf } from "./state.js";
 export function gestures(stage, store) {
   pointer(stage, store);
   keys(stage, store);
+  wheel(stage);
+  stage.view.addEventListener("dblclick", (event) => {
+    if (stage.fits) stage.zoom(2.5, ...inside(stage, event));
+    else stage.fit();
+  });
+}
+
+/** Zoom with the wheel. @param {import("./viewport.js").Viewport} stage */
+export function wheel(stage) {
   stage.view.addEventListener(
     "wheel",
     (event) => {
@@ -19,14 +28,10 @@ export function gestures(stage, store) {
     },
     { passive: false },
   );
-  stage.view.addEventListener("dblclick", (event) => {
-    if (stage.fits) stage.zoom(2.5, ...inside(stage, event));
-    else stage.fit();
-  });
 }
 
-/** @returns {[number, number]} */
-function inside(stage, event) {
+/** Where an event is in the view, CSS pixels. @returns {[number, number]} */
+export function inside(stage, event) {
   const box = stage.view.getBoundingClientRect();
   return [event.clientX - box.left, event.clientY - box.top];
 }

@@ -2,7 +2,7 @@
 
 import { Api } from "./api.js";
 import { Stage } from "./canvas.js";
-import { Chat, problemBox } from "./chat.js";
+import { Chat } from "./chat.js";
 import { Composer } from "./composer.js";
 import { Conversation } from "./conversation.js";
 import { askForKey, closeable, confirmForget, showHelp, showSnippet } from "./dialogs.js";
@@ -14,6 +14,7 @@ import { gestures } from "./gestures.js";
 import { kinds, listen, megabytes } from "./intake.js";
 import { Layers } from "./layers.js";
 import * as local from "./local.js";
+import { problemBox, say, tell, themeButton, warn } from "./notices.js";
 import { showRecents } from "./recents.js";
 import { watchServer } from "./server.js";
 import { Store } from "./state.js";
@@ -21,25 +22,10 @@ import { Store } from "./state.js";
 const store = new Store();
 const api = new Api(local.key());
 
-/** To screen readers. @param {string} text */
-function say(text) {
-  $("announce").textContent = "";
-  setTimeout(() => ($("announce").textContent = text), 50); // the same text twice is also said twice
-}
-
-/** A passing message. @param {import("./errors.js").Problem} problem */
+/** @param {import("./errors.js").Problem} problem */
 function complain(problem) {
-  const close = h("button.quiet.square", { type: "button", "aria-label": "Close", onclick: () => toast.remove() }, icon("close"));
-  const toast = h("div.toast", { role: "alert" }, problemBox(problem, null), close);
-  $("toasts").replaceChildren(...[...$("toasts").children].slice(-2), toast);
+  warn(problem);
   if (problem.code === "unauthorized") needKey();
-}
-
-/** @param {string} text */
-function tell(text) {
-  const note = h("div.toast.short", { role: "status" }, h("span", {}, text));
-  $("toasts").append(note);
-  setTimeout(() => note.remove(), 3500);
 }
 
 const fail = (error) => complain(problemOf(error));
@@ -221,16 +207,7 @@ for (const name of ["pointerdown"]) $("compare").addEventListener(name, compare(
 for (const name of ["pointerup", "pointerleave", "pointercancel", "keyup", "blur"]) $("compare").addEventListener(name, compare(false));
 $("compare").addEventListener("keydown", (event) => (event.key === " " || event.key === "Enter") && compare(true)());
 
-const THEMES = ["system", "light", "dark"];
-const themed = () => $("theme").setAttribute("aria-label", `Colours: ${local.setting("theme") === "light" ? "light" : local.setting("theme") === "dark" ? "dark" : "as the system"}`);
-$("theme").addEventListener("click", () => {
-  const now = THEMES.indexOf(local.setting("theme") ?? "system");
-  local.setting("theme", THEMES[(now + 1) % THEMES.length]);
-  dispatchEvent(new Event("lisaseg:theme"));
-  themed();
-  tell($("theme").getAttribute("aria-label") ?? "");
-});
-themed();
+themeButton();
 
 document.addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]") || $("work").hidden) return;

@@ -3,14 +3,13 @@
 import { colourOf, css, inkOn } from "./palette.js";
 import { Mask } from "./rle.js";
 import { cutCorners, deepest, outline } from "./shapes.js";
+import { SHARP } from "./viewport.js";
 
 /** @typedef {import("./types.js").Layer} Layer */
 /**
  * @typedef {{mask: Mask, exact: Path2D, smooth: Path2D, solid: boolean, spot: {x: number, y: number, depth: number} | null}} Shape
  *   exact: along the edges of pixels; smooth: the same with its corners cut by half a pixel; solid: both are borders that can be stroked
  */
-
-export const SHARP = 3; // from so many screen pixels for a pixel of the picture on, its pixels are shown as squares
 
 /** @type {WeakMap<object, Shape>} */
 const shapes = new WeakMap();

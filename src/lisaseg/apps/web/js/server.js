@@ -6,7 +6,7 @@ const SLOW = 15_000;
 const FAST = 1_500;
 
 /**
- * @param {import("./state.js").Store} store
+ * @param {{state: any, set: (patch: any) => void, subscribe: (listener: (state: any, before: any) => void) => void}} store with `server` and `limits`
  * @param {import("./api.js").Api} api
  * @param {() => Promise<void>} onBack called when the server is ready and was not, and its limits are not known
  */

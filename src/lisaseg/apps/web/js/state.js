@@ -1,4 +1,6 @@
-/** What the page knows, in one place. Parts subscribe; values are replaced, never changed in place. */
+/** What the page of conversations knows. Parts subscribe. */
+
+import { Observed } from "./observed.js";
 
 /** @typedef {import("./types.js").Turn} Turn */
 /** @typedef {import("./types.js").Layer} Layer */
@@ -37,32 +39,10 @@ export const initial = () => ({
   server: { state: "unknown", model: "", queue: 0 },
 });
 
-/** Holds the state and tells of changes, once a task however many there were. */
-export class Store {
+/** The state of the page of conversations. @extends {Observed<State>} */
+export class Store extends Observed {
   constructor() {
-    this.state = initial();
-    /** @type {((state: State, before: State) => void)[]} */
-    this.listeners = [];
-    this.told = this.state;
-    this.pending = false;
-  }
-
-  /** @param {Partial<State>} patch */
-  set(patch) {
-    this.state = { ...this.state, ...patch };
-    if (this.pending) return;
-    this.pending = true;
-    queueMicrotask(() => {
-      this.pending = false;
-      const before = this.told;
-      this.told = this.state;
-      for (const listener of this.listeners) listener(this.told, before);
-    });
-  }
-
-  /** @param {(state: State, before: State) => void} listener */
-  subscribe(listener) {
-    this.listeners.push(listener);
+    super(initial());
   }
 
   /** @param {string} key @param {Partial<Turn>} patch */
