@@ -50,7 +50,7 @@ test-web: setup
 	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
 	@$(BIN)/python -m pytest -q --no-header -m web tests/web
 
-# The tools that read our files or ask our service, themselves: gradio, supervision, labelme, fiftyone (1 GB). An environment of their own on top of .venv,
+# The tools that read our files or ask our service, themselves: gradio, Label Studio's SDK, supervision, labelme, fiftyone (1 GB). An environment of their own on top of .venv,
 # because gradio holds Pillow below 13 and fiftyone an old sse-starlette.
 CONTRACTS := .venv-contracts
 test-contracts: setup
@@ -59,7 +59,7 @@ test-contracts: setup
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(CONTRACTS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
 	@grep -v '^pillow==' constraints.txt > $(CONTRACTS)/constraints.txt
 	@$(CONTRACTS)/bin/python -m pip install -qq --disable-pip-version-check -c $(CONTRACTS)/constraints.txt -e ".[contracts]"
-	@QT_QPA_PLATFORM=offscreen $(CONTRACTS)/bin/python -m pytest -q --no-header -rs -m "not long and not web" tests/formats/test_vendors.py tests/server/test_gradio.py
+	@QT_QPA_PLATFORM=offscreen $(CONTRACTS)/bin/python -m pytest -q --no-header -rs -m "not long and not web" tests/formats/test_vendors.py tests/server/test_gradio.py tests/server/test_label_studio.py
 
 # The pictures of the page in docs/images, by the same test that looks at them.
 screenshots: setup
