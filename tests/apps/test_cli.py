@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -360,12 +359,15 @@ def test_help_and_version_load_nothing_heavy() -> None:
 
 
 def test_help_is_fast() -> None:
+    """In processor time, which a busy machine changes little; a torch that creeps in costs more than a second."""
+    resource = pytest.importorskip("resource")
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert shell("--help").returncode == 0
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) <= 0.6, f"{min(seconds):.2f} s; the goal is 0.3 s on an idle machine"
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) <= 0.6, f"{min(seconds):.2f} s; 0.3 s on an idle machine"
 
 
 def test_version_and_wrong_input_as_processes() -> None:
