@@ -1,9 +1,10 @@
 """Run the commands of docs/finetune.md and paste what they print.
 
-    python benchmarks/finetune_doc.py TRAIN.jsonl VAL.jsonl [--limit N]
+    python benchmarks/finetune_doc.py TRAIN.jsonl VAL.jsonl [--limit N] [--start MODEL]
 
 Every line of a ```console block that starts with "$ " is run in a scratch folder, in order, with the two files as my_data/train.jsonl and
-my_data/val.jsonl; what follows it in the block is replaced by its output. Nothing is written unless all commands succeed.
+my_data/val.jsonl; what follows it in the block is replaced by its output. Nothing is written unless all commands succeed. A folder --start takes the
+place of lisa-tiny: the one that ships has seen the queries that the page trains on.
 """
 
 from __future__ import annotations
@@ -46,11 +47,14 @@ def main() -> None:
     parser.add_argument("train", type=Path)
     parser.add_argument("val", type=Path)
     parser.add_argument("--limit", type=int, help="only so many lines of VAL")
+    parser.add_argument("--start", type=Path, help="model folder to stand for lisa-tiny")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("my_data", "bin"):
             (folder / part).mkdir()
+        if args.start:
+            shutil.copytree(args.start, folder / "lisa-tiny")  # a folder of that name goes before the preset
         copy_data(args.train, folder / "my_data" / "train.jsonl", None)
         copy_data(args.val, folder / "my_data" / "val.jsonl", args.limit)
         shutil.copytree(ROOT / "recipes", folder / "recipes")
