@@ -17,6 +17,7 @@ from lisaseg.chat import Conversation
 from lisaseg.model.assemble import load_published
 from lisaseg.model.checkpoint import merge_lora
 from lisaseg.model.losses import mask_bce, mask_dice
+from lisaseg.model.memory import Setting
 from lisaseg.model.published import published_key
 from lisaseg.predictor import Predictor
 from lisaseg.vlms.base import ImageContext
@@ -226,3 +227,22 @@ def test_modes_and_turns(golden: Golden) -> None:
     assert len(chat.ask(question, mode="segment", max_new_tokens=8).segments) >= 1, "a mask was insisted on"
     assert predictor.counters == {"image_encodings": 1, "mask_encodings": 1} and len(chat.turns) == 2
     assert isinstance(chat.conversation, Conversation) and len(chat.conversation.turns) == 2
+
+
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_quantised_it_answers(golden: Golden, kind: str) -> None:
+    """How far the numbers move is measured by benchmarks/quantized.py."""
+    pytest.importorskip("bitsandbytes")
+    if not (golden.folder / "tokenizer.model").is_file():
+        pytest.skip("this fixture ships ids only")
+    model, tokenizer = load_published(golden.folder, torch.float32, torch.device("cpu"), True, golden.meta["conv_type"], quantize=kind)
+    predictor = Predictor(model, tokenizer, "golden", Setting(torch.float32, kind))
+    for k, case in enumerate(golden.meta["generation"]):
+        question = parse(case["prompt"], golden.template).turns[-1].instruction
+        answer = predictor.ask(golden.raw(case["image"]), question, max_new_tokens=case["max_new_tokens"])
+        if kind == "8bit":
+            wanted = golden.outputs[f"gen{k}_pred_masks"].numpy() > 0
+            assert answer.raw_text == tokenizer.decode(case["new_token_ids"]).strip()
+            assert all((a & b).sum() / (a | b).sum() > 0.9 for a, b in zip(answer.masks, wanted, strict=True))
+        else:
+            assert answer.raw_text
