@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.golden.places import EXTRAS
 from tests.published_folder import published_tensors, random_model, write_folder, write_weights
+from tests.published_random import VISION
 from tests.tiny_random import noise
 
 from lisaseg import load
@@ -128,6 +129,21 @@ def test_a_tower_that_does_not_fit_is_named(copy: Path, name: str, harm: str) ->
     with pytest.raises(ModelLoadError) as caught:
         load_published(copy, torch.float32, CPU, True)
     assert caught.value.exit_code == 3 and name in str(caught.value) and str(copy / "clip") in str(caught.value)
+
+
+def test_a_tower_inside_a_whole_clip_loads(copy: Path, model: LisaModel) -> None:
+    """As the hub has it: with a text side, and with buffers that newer versions compute."""
+    from transformers import CLIPConfig, CLIPModel
+
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 50, "bos_token_id": 1}
+    whole = CLIPModel(CLIPConfig(vision_config=VISION, text_config=text | {"eos_token_id": 2}, projection_dim=16))
+    whole.vision_model.load_state_dict(model.vlm.vision.state_dict())  # type: ignore[union-attr]
+    shutil.rmtree(copy / "clip")
+    whole.save_pretrained(copy / "clip")
+    file = copy / "clip" / "model.safetensors"
+    old = {f"{side}.embeddings.position_ids": torch.arange(5)[None].clone() for side in ("vision_model", "text_model")}
+    save_file(load_file(file) | old, file, metadata={"format": "pt"})
+    equal(model, load_published(copy, torch.float32, CPU, True)[0])
 
 
 def test_a_tower_that_is_half_there_is_named(copy: Path) -> None:
