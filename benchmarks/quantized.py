@@ -18,7 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.golden.reference import FOLDERS, Golden
+from tests.golden.places import FOLDERS
+from tests.golden.reference import Golden
 
 from lisaseg.formats import write_aside
 from lisaseg.model.assemble import fill_published

@@ -18,6 +18,7 @@ from lisaseg import load
 from lisaseg.apps import cli
 from lisaseg.chat import Conversation
 from lisaseg.errors import LisaSegError, ModelLoadError, UsageError
+from lisaseg.eval.run import Asking, head_of
 from lisaseg.imaging import open_image
 from lisaseg.model import memory
 from lisaseg.model.memory import (
@@ -76,7 +77,7 @@ def test_quantised_models_answer(folder: Path, exact: Tensor, kind: str, dtype: 
     assert least < change(states(predictor), exact) < most, "quantised, and not broken"
     answer = predictor.ask(PICTURE, "Where is the bus?", mode="segment", max_new_tokens=4)
     assert len(answer.masks) >= 1 and answer.masks.shape[1:] == PICTURE.shape[:2]
-    assert str(predictor.setting) == f"{kind} ({dtype})"
+    assert str(predictor.setting) == f"{kind} ({dtype})" == head_of(predictor, Asking())["precision"], "a report says so"
 
 
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import get_args
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tests.golden.reference import EXTRAS
+from safetensors.torch import load_file, save_file
+from tests.golden.places import EXTRAS
 from tests.published_folder import published_tensors, random_model, write_folder, write_weights
+from tests.published_random import VISION
 from tests.tiny_random import noise
 
 from lisaseg import load
@@ -22,7 +24,7 @@ from lisaseg.model.convert import convert_checkpoint, tensor_sha256
 from lisaseg.model.lisa import LisaModel
 from lisaseg.model.memory import CLIP_L14, PUBLIC, Setting, bytes_of, empty_public
 from lisaseg.model.published import COMPUTED, published_key, read_config
-from lisaseg.model.streaming import empty_model
+from lisaseg.model.streaming import empty_model, stored_checksums
 from lisaseg.prompts import MASK_MODES, TASKS
 from lisaseg.types import Mode
 
@@ -115,15 +117,71 @@ def test_any_harm_is_named_with_its_file(copy: Path, model: LisaModel, name: str
     assert caught.value.exit_code == 3 and all(text in str(caught.value) for text in (name, file, *wrong))
 
 
-def test_a_tower_that_does_not_fit_is_named(copy: Path) -> None:
-    from safetensors.torch import save_file
-
+@pytest.mark.parametrize("harm", ["drop", "rename", "reshape", "nan"])
+@pytest.mark.parametrize("name", ["encoder.layers.1.mlp.fc1.weight", "embeddings.class_embedding", "embeddings.position_embedding.weight"])
+def test_a_tower_that_does_not_fit_is_named(copy: Path, name: str, harm: str) -> None:
     file = copy / "clip" / "model.safetensors"
     tensors = load_file(file)
-    lost = next(key for key in tensors if key.endswith("layers.1.mlp.fc1.weight"))
-    save_file({key: value for key, value in tensors.items() if key != lost}, file, metadata={"format": "pt"})
-    with pytest.raises(ModelLoadError, match=r"layers\.1\.mlp\.fc1\.weight"):
+    key = next(key for key in tensors if key.endswith(name))
+    tensor = tensors.pop(key)
+    wrong = {"drop": {}, "rename": {f"{key}_": tensor}, "reshape": {key: tensor[None].clone()}, "nan": {key: spoilt(tensor, float("nan"))}}[harm]
+    save_file(tensors | wrong, file, metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError) as caught:
         load_published(copy, torch.float32, CPU, True)
+    assert caught.value.exit_code == 3 and name in str(caught.value) and str(copy / "clip") in str(caught.value)
+
+
+def test_a_tower_inside_a_whole_clip_loads(copy: Path, model: LisaModel) -> None:
+    """As the hub has it: with a text side, and with buffers that newer versions compute."""
+    from transformers import CLIPConfig, CLIPModel
+
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 50, "bos_token_id": 1}
+    whole = CLIPModel(CLIPConfig(vision_config=VISION, text_config=text | {"eos_token_id": 2}, projection_dim=16))
+    whole.vision_model.load_state_dict(model.vlm.vision.state_dict())  # type: ignore[union-attr]
+    shutil.rmtree(copy / "clip")
+    whole.save_pretrained(copy / "clip")
+    file = copy / "clip" / "model.safetensors"
+    old = {f"{side}.embeddings.position_ids": torch.arange(5)[None].clone() for side in ("vision_model", "text_model")}
+    save_file(load_file(file) | old, file, metadata={"format": "pt"})
+    equal(model, load_published(copy, torch.float32, CPU, True)[0])
+
+
+def test_a_tower_that_is_half_there_is_named(copy: Path) -> None:
+    cut("clip/model.safetensors")(copy)
+    with pytest.raises(ModelLoadError, match=r"vision tower .*clip"):
+        load_published(copy, torch.float32, CPU, True)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_one_changed_bit_in_a_pickle_is_named(copy: Path, name: str) -> None:
+    """The zip of a `.bin` file keeps the CRC of each tensor's memory; torch does not look at it."""
+    file = copy / json.loads((copy / "pytorch_model.bin.index.json").read_text())["weight_map"][name]
+    tensors = torch.load(file, weights_only=True)
+    tensors[name] = torch.rand(tensors[name].shape)  # bytes that stand in one place only
+    torch.save(tensors, file)
+    data, memory = bytearray(file.read_bytes()), tensors[name].numpy().tobytes()
+    data[data.index(memory) + len(memory) - 4] ^= 1  # the lowest bit of the last number: nothing but a checksum can tell
+    file.write_bytes(data)
+    with pytest.raises(ModelLoadError, match=re.escape(f"damaged: {name} in {file.name}")) as caught:
+        load_published(copy, torch.float32, CPU, True)
+    assert caught.value.exit_code == 3 and str(caught.value).count("damaged") == 1
+
+
+def test_tensors_that_share_memory_and_files_without_checksums_load(copy: Path, model: LisaModel) -> None:
+    tensors = published_tensors(model)
+    name = "model.text_hidden_fcs.0.0.weight"
+    tensors[name] = torch.cat([tensors[name], tensors[name]])[: len(tensors[name])]  # a window into a larger memory
+    for file in copy.glob("pytorch_model*"):
+        file.unlink()
+    write_weights(copy, {key: value if key == name else value.clone() for key, value in tensors.items()}, "bin", 1)
+    equal(model, load_published(copy, torch.float32, CPU, True)[0])
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(torch.load(copy / "pytorch_model.bin", weights_only=True), copy / "pytorch_model.bin")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert not stored_checksums(copy / "pytorch_model.bin")
+    equal(model, load_published(copy, torch.float32, CPU, True)[0])
 
 
 def cut(name: str, keep: float = 0.5) -> Callable[[Path], None]:

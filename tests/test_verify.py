@@ -103,6 +103,7 @@ def test_other_damage(copy: Path) -> None:
     (copy / "added_tokens.json").write_text('{"[SEG]": 383, "<im_start>": 385, "<im_end>": 386}')
     wrong = failed(verify(copy))
     assert {"vision_tower/model.safetensors", "LISA/added_tokens.json", "added tokens"} <= set(wrong)
+    assert "fc1.bias is not what manifest.json says" in wrong["tensors"], "a load says it too"
 
 
 def test_another_answer_about_the_picture_is_found(copy: Path) -> None:

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file
+from tests.golden.places import EXTRAS
 
 from lisaseg.datasets.reasonseg import ReasonSeg
 from lisaseg.errors import DataError
 from lisaseg.formats.raster import fill_polygon
 from lisaseg.formats.reasonseg import shapes_to_mask
 
-GOLDEN = Path(__file__).parents[1] / "golden/extras/reasonseg"
+GOLDEN = EXTRAS / "reasonseg"
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SIZES = json.loads((GOLDEN / "sizes.json").read_text(encoding="utf-8"))
 

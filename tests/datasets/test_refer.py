@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tests.datasets.recipe_root import old_pickle, refer_sets
+from tests.golden.places import EXTRAS
 
 from lisaseg.datasets.refer import GRefCoco, RefCoco, evaluation_images, in_split
 from lisaseg.datasets.safe_pickle import load_data_pickle
@@ -18,14 +19,13 @@ from lisaseg.errors import DataError
 from lisaseg.formats.coco import segmentation_to_mask
 
 TESTS = Path(__file__).parents[1]
-GOLDEN = TESTS / "golden/extras"
-CASES: list[dict[str, Any]] = json.loads((GOLDEN / "refer_masks.json").read_text(encoding="utf-8"))
+CASES: list[dict[str, Any]] = json.loads((EXTRAS / "refer_masks.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["name"]))
 def test_masks_equal_the_reference_where_it_is_right(case: dict[str, Any]) -> None:
     mask = segmentation_to_mask(case["segmentation"], case["height"], case["width"])
-    golden = load_file(GOLDEN / "refer_masks.safetensors")[case["name"]]
+    golden = load_file(EXTRAS / "refer_masks.safetensors")[case["name"]]
     np.testing.assert_array_equal(mask, golden > 0)  # it adds overlapping polygons: 2 there, which no target may be
     assert mask.dtype == np.bool_
 

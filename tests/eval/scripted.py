@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lisaseg.model.memory import Setting
 from lisaseg.types import SEG_TEXT, Answer, Segment
 
 NO = "There is no such thing in this picture."
@@ -29,7 +30,8 @@ class Scripted:
     def __init__(self, reply: Callable[..., Answer]) -> None:
         self.reply = reply
         self.calls: list[list[tuple[np.ndarray, str]]] = []
-        self.model = SimpleNamespace(config=SimpleNamespace(refusal_bias=0.5), dtype="torch.float32")
+        self.model = SimpleNamespace(config=SimpleNamespace(refusal_bias=0.5))
+        self.setting = Setting()
 
     def ask_batch(self, pairs: Sequence[tuple[np.ndarray, str]], *, mode: str = "auto", **_: Any) -> list[Answer]:
         self.calls.append(list(pairs))

@@ -1,9 +1,8 @@
-"""The numbers of the reference implementation, wherever they lie: `tests/golden`, or the folder that LISASEG_GOLDENS names."""
+"""The numbers of the reference implementation (see `places`), ready to be compared with ours."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,10 +23,6 @@ from lisaseg.model.published import read_config
 from lisaseg.tokenization import IGNORED, Encoded
 from lisaseg.types import SEG_TEXT, Turn
 
-HERE = Path(__file__).parent
-ROOT = Path(os.environ.get("LISASEG_GOLDENS", HERE))
-FOLDERS = sorted(path.parent for path in ROOT.glob("*/outputs.safetensors"))
-EXTRAS = next(path for path in (ROOT / "extras", HERE / "extras") if path.is_dir())
 IMAGE = -200  # marks the picture in stored ids
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.golden.reference import FOLDERS, Golden, difference, parse
+from tests.golden.places import FOLDERS
+from tests.golden.reference import Golden, difference, parse
 from torch import Tensor
 
 from lisaseg.batching import pack_encoded
 from lisaseg.chat import Conversation
 from lisaseg.model.assemble import load_published
 from lisaseg.model.checkpoint import merge_lora
+from lisaseg.model.losses import mask_bce, mask_dice
+from lisaseg.model.memory import Setting
 from lisaseg.model.published import published_key
 from lisaseg.predictor import Predictor
 from lisaseg.vlms.base import ImageContext
@@ -104,6 +107,7 @@ def test_language_model(golden: Golden, states: list[Tensor]) -> None:
 
 def test_masks(golden: Golden, states: list[Tensor], features: object) -> None:
     places = golden.meta["seg_embedding_row_and_expanded_position"]
+    assert golden.model.vlm.language_model.config.vocab_size == golden.meta["vocab_size"]
     rows = torch.repeat_interleave(torch.arange(golden.n_images), torch.tensor([len(r) for r in golden.rows()]))
     for b in range(golden.n_images):
         mine = [states[row][at] for row, at in places if rows[row] == b]
@@ -113,7 +117,13 @@ def test_masks(golden: Golden, states: list[Tensor], features: object) -> None:
             logits, iou = golden.model.mask_decoder.predict(features, prompts, torch.full((len(prompts),), b))  # type: ignore[operator]
         assert difference(logits, golden.outputs[f"low_res_masks_{b}"]) <= ACTIVATION
         assert difference(iou[:, None], golden.outputs[f"iou_predictions_{b}"]) <= ACTIVATION
-        assert difference(golden.placement(b).undo(logits), golden.outputs[f"pred_masks_{b}"]) <= MASK
+        full, targets = golden.placement(b).undo(logits), golden.inputs[f"gt_masks_{b}"]
+        assert difference(full, golden.outputs[f"pred_masks_{b}"]) <= MASK
+        assert len(full) == golden.meta["n_masks_per_image"][b]
+        losses = golden.meta["per_image_losses"][b]
+        assert (losses is None) == (len(full) == 0)
+        for name, loss in (losses or {}).items():
+            assert float({"bce": mask_bce, "dice": mask_dice}[name](full, targets).mean()) == pytest.approx(loss, abs=LOSS), name
 
 
 def test_training_step_losses_and_gradients(golden: Golden) -> None:
@@ -132,6 +142,8 @@ def test_training_step_losses_and_gradients(golden: Golden) -> None:
     out = model(batch, context, pixels=golden.inputs["images"], placements=places)
     for ours, theirs in (("ce", "ce_loss"), ("bce", "mask_bce_loss"), ("dice", "mask_dice_loss"), ("loss", "loss")):
         assert abs(float(out.losses[ours].detach()) - float(golden.outputs[theirs])) <= LOSS, ours
+    both = out.losses["bce"] + out.losses["dice"]
+    assert abs(float(both.detach()) - float(golden.outputs["mask_loss"])) <= LOSS
     out.losses["loss"].backward()
     norms = {published_key(n): float(p.grad.norm()) if p.grad is not None else 0.0 for n, p in model.named_parameters()}
     for key, norm in golden.meta["grad_norms"].items():
@@ -176,10 +188,12 @@ def test_adapters(golden: Golden, context: ImageContext) -> None:
         assert difference(merged[key.removeprefix("merged.")], stored[key]) <= 1e-6
     changed = Golden(golden.folder)
     changed.model = model
-    row = golden.rows()[0][0]
-    with torch.no_grad():
-        state = hidden(changed, context, row.ids, 0)
-    assert difference(state, stored["last_hidden_state_with_lora"][0, : len(state)]) <= ACTIVATION
+    rows = [(b, row) for b, rows in enumerate(golden.rows()) for row in rows]
+    assert len(rows) == len(stored["last_hidden_state_with_lora"])
+    for (b, row), theirs in zip(rows, stored["last_hidden_state_with_lora"], strict=True):
+        with torch.no_grad():
+            state = hidden(changed, context, row.ids, b)
+        assert difference(state, theirs[: len(state)]) <= ACTIVATION
 
 
 def test_from_picture_to_mask_by_the_one_entrance(golden: Golden) -> None:
@@ -189,7 +203,9 @@ def test_from_picture_to_mask_by_the_one_entrance(golden: Golden) -> None:
     predictor = Predictor(model, tokenizer, "golden")
     asked = [(case["image"], parse(case["prompt"], golden.template)) for case in golden.meta["generation"]]
     for k, (b, conversation) in enumerate(asked):
-        answer = predictor.ask(golden.raw(b), conversation.turns[-1].instruction, max_new_tokens=32)
+        chat = predictor.chat(golden.raw(b))
+        chat.conversation = Conversation(conversation.turns[:-1])
+        answer = chat.ask(conversation.turns[-1].instruction, max_new_tokens=golden.meta["generation"][k]["max_new_tokens"])
         wanted = golden.outputs[f"gen{k}_pred_masks"] > 0
         assert answer.raw_text == tokenizer.decode(golden.meta["generation"][k]["new_token_ids"]).strip()
         assert answer.status == ("masks" if len(wanted) else "no_mask_requested") and len(answer.masks) == len(wanted)
@@ -204,9 +220,29 @@ def test_modes_and_turns(golden: Golden) -> None:
         pytest.skip("this fixture ships ids only")
     model, tokenizer = load_published(golden.folder, torch.float32, torch.device("cpu"), True, golden.meta["conv_type"])
     predictor = Predictor(model, tokenizer, "golden")
-    chat = predictor.chat(golden.raw(1))
-    question = parse(golden.meta["generation"][1]["prompt"], golden.template).turns[0].instruction
+    case = golden.meta["generation"][-1]
+    chat = predictor.chat(golden.raw(case["image"]))
+    question = parse(case["prompt"], golden.template).turns[0].instruction
     assert not chat.ask(question, mode="text").segments
     assert len(chat.ask(question, mode="segment", max_new_tokens=8).segments) >= 1, "a mask was insisted on"
     assert predictor.counters == {"image_encodings": 1, "mask_encodings": 1} and len(chat.turns) == 2
     assert isinstance(chat.conversation, Conversation) and len(chat.conversation.turns) == 2
+
+
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_quantised_it_answers(golden: Golden, kind: str) -> None:
+    """How far the numbers move is measured by benchmarks/quantized.py."""
+    pytest.importorskip("bitsandbytes")
+    if not (golden.folder / "tokenizer.model").is_file():
+        pytest.skip("this fixture ships ids only")
+    model, tokenizer = load_published(golden.folder, torch.float32, torch.device("cpu"), True, golden.meta["conv_type"], quantize=kind)
+    predictor = Predictor(model, tokenizer, "golden", Setting(torch.float32, kind))
+    for k, case in enumerate(golden.meta["generation"]):
+        question = parse(case["prompt"], golden.template).turns[-1].instruction
+        answer = predictor.ask(golden.raw(case["image"]), question, max_new_tokens=case["max_new_tokens"])
+        if kind == "8bit":
+            wanted = golden.outputs[f"gen{k}_pred_masks"].numpy() > 0
+            assert answer.raw_text == tokenizer.decode(case["new_token_ids"]).strip()
+            assert all((a & b).sum() / (a | b).sum() > 0.9 for a, b in zip(answer.masks, wanted, strict=True))
+        else:
+            assert answer.raw_text

@@ -1,7 +1,7 @@
 """Ids, labels and prompts of the reference.
 
-With the checkpoints' own `tokenizer.model` (LISASEG_LLAMA_TOKENIZER names the file; it may not be shipped here) every stored id is compared. Without
-it: ids by the small tokenizer of the goldens, and the order of all special tokens in every stored prompt.
+With the checkpoints' own `tokenizer.model` every stored id is compared: LISASEG_LLAMA_TOKENIZER names that file, which may not be shipped here and
+`llama_tokenizer.py` puts together. Without it: ids by the small tokenizer of the goldens, and the order of all special tokens in every stored prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tests.golden.reference import EXTRAS, HERE, IMAGE, parse
+from tests.golden.places import EXTRAS, FOLDERS, HERE
+from tests.golden.reference import IMAGE, Golden, parse
 
 from lisaseg.chat import Piece, get_template, render
 from lisaseg.errors import ModelLoadError
@@ -37,6 +38,11 @@ needs_llama = pytest.mark.skipif(not LLAMA, reason="LISASEG_LLAMA_TOKENIZER name
 def small() -> SentencePieceTokenizer:
     folder = HERE / "tokens_a"
     return SentencePieceTokenizer(folder / "tokenizer.model", added_tokens(folder), IMAGE)
+
+
+@pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return Golden(request.param)
 
 
 @pytest.fixture(scope="module", params=sorted(ORDERS))
@@ -77,6 +83,31 @@ def test_every_stored_batch_has_its_ids_and_labels(llama: tuple[str, SentencePie
             assert encoded.ids[:n] == ids[q, :n].tolist()
             assert encoded.labels[:n] == labels[q, :n].tolist()
             assert len(encoded.ids) == n or (not case["inference"] and n == case["model_max_length"] - 255), "only the reference cuts"
+
+
+def test_every_conversation_of_a_checkpoint_has_its_ids_and_labels(golden: Golden) -> None:
+    stored, added = golden.inputs, golden.meta["added_vocab"]
+    file = golden.folder / "tokenizer.model"
+    if not file.is_file() and not LLAMA:
+        pytest.skip("this fixture ships ids only, and LISASEG_LLAMA_TOKENIZER names no tokenizer.model")
+    if file.is_file():
+        assert added_tokens(golden.folder) == added
+    tokenizer = SentencePieceTokenizer(file if file.is_file() else Path(LLAMA), added, IMAGE)
+    groups = [(golden.meta["conversations"], "", True), (golden.meta["val_conversations"], "val_", False)]
+    groups += [([case["prompt"]], f"gen{k}_", False) for k, case in enumerate(golden.meta["generation"])]
+    for rows, name, with_labels in groups:
+        ids = stored[f"{name}input_ids"]
+        lengths = stored[f"{name}attention_masks"].sum(1).tolist() if f"{name}attention_masks" in stored else [ids.shape[1]]
+        assert len(rows) == len(ids)
+        for q, (row, n) in enumerate(zip(rows, lengths, strict=True)):
+            encoded = tokenizer.encode(render(parse(row, golden.template), golden.template), 1)
+            assert encoded.ids == ids[q, :n].tolist(), row
+            assert not with_labels or encoded.labels == stored["labels"][q, :n].tolist(), row
+    for k, case in enumerate(golden.meta["generation"]):
+        prompt, new = stored[f"gen{k}_input_ids"][0].tolist(), case["new_token_ids"]
+        assert golden.outputs[f"gen{k}_output_ids"][0].tolist() == prompt + new
+        said = tokenizer.decode(new)
+        assert said and "".join(case["text"].split()).removesuffix("</s>").endswith("".join(said.split())), "blanks aside, as the reference reads it"
 
 
 def test_ids_labels_and_answers_of_the_small_tokenizer(small: SentencePieceTokenizer) -> None:

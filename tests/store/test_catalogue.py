@@ -13,6 +13,7 @@ from lisaseg.store import Check, cache, preset_dir, pull, verify, write_manifest
 from lisaseg.store import catalogue as room
 from lisaseg.store.manifest import MANIFEST, is_whole, read_manifest
 
+SEEN = [{"name": "coco", "split": "train2017"}, {"name": "pool", "split": "a"}, {"name": "pool", "split": "b"}]
 PUBLISHED = [
     "xinlai/LISA-7B-v1",
     "xinlai/LISA-7B-v1-explanatory",
@@ -33,9 +34,7 @@ def pulled(pinned: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path
     shipped = tmp_path / "shipped"
     shipped.mkdir()
     size = pinned.source.vocab_size
-    (shipped / "config.json").write_text(
-        json.dumps({"added_tokens": {"[SEG]": size, "<image>": size + 1, "<|im_end|>": 2}, "trained_on": ["A", "B"]})
-    )
+    (shipped / "config.json").write_text(json.dumps({"added_tokens": {"[SEG]": size, "<image>": size + 1, "<|im_end|>": 2}, "trained_on": SEEN}))
     (shipped / "model.safetensors").write_bytes(b"weights")
     (shipped / "MODEL_CARD.md").write_text("# card")
     write_manifest(shipped)
@@ -59,7 +58,7 @@ def test_list_is_honest(pinned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_list_after_a_pull(pulled: Path) -> None:
-    assert room.presets()[0].state == "ready" and room.presets()[0].trained_on == "A, B"
+    assert room.presets()[0].state == "ready" and room.presets()[0].trained_on == "coco train2017, pool a + b"
 
 
 @pytest.mark.parametrize("call", [pull, verify, preset_dir])

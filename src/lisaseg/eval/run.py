@@ -137,9 +137,9 @@ def evaluate(
 
 def head_of(asker: Asker, protocol: Asking) -> dict[str, Any]:
     """The fields of a report that are known before the first answer."""
-    weights = getattr(getattr(asker, "model", None), "dtype", "unknown")
     head = {"model": asker.name, "mode": protocol.mode, "template": protocol.template}
-    return head | {"ask_mode": protocol.ask_mode if protocol.mode == "generated" else None, "precision": str(weights).removeprefix("torch.")}
+    held = str(getattr(asker, "setting", "unknown"))  # "4bit (bfloat16)": how the weights were quantised is part of it
+    return head | {"ask_mode": protocol.ask_mode if protocol.mode == "generated" else None, "precision": held}
 
 
 def answer_rows(

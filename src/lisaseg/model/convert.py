@@ -35,7 +35,7 @@ def convert_checkpoint(src: str | Path, out: str | Path, *, offline: bool = Fals
 
     Returns:
         `out`: weights with their values and dtypes, config.json, tokenizer files, `vision_tower/`, and `manifest.json` with the sha256 of every file
-        and, as `tensors`, of every tensor; by `crc32` every load sees whether a tensor was damaged since.
+        and, as `tensors`, of every tensor; by `crc32` (the tower's too) every load sees whether a tensor was damaged since.
 
     Raises:
         UsageError: `out` exists.
@@ -52,8 +52,9 @@ def convert_checkpoint(src: str | Path, out: str | Path, *, offline: bool = Fals
     aside.mkdir(parents=True)
     try:
         hashes, sums = _write_weights(empty_model(config), folder, aside, shard_bytes)
-        read_tower(tower).save_pretrained(aside / _TOWER)
-        write_manifest(aside / _TOWER)
+        vision = read_tower(tower)
+        vision.save_pretrained(aside / _TOWER)
+        write_manifest(aside / _TOWER, crc32={key: checksum(tensor) for key, tensor in vision.state_dict().items()})
         for name in _KEPT:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, aside / name)

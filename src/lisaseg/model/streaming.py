@@ -6,6 +6,7 @@ together with the file that it should be in.
 
 from __future__ import annotations
 
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,27 @@ def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     yield from loaded.items()
 
 
+def stored_checksums(file: Path) -> set[int]:
+    """CRC-32 of each part of a `.bin` file, of its zip directory: one part for each tensor's memory. Empty if the file holds none: it is older than
+    torch 1.6, written without them (then even the part "version" differs from its own), or no pickle."""
+    if file.suffix != ".bin" or not zipfile.is_zipfile(file):
+        return set()
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+        try:
+            for part in parts:
+                if part.filename.endswith("/version"):
+                    archive.read(part)
+        except zipfile.BadZipFile:
+            return set()
+    return {part.CRC for part in parts}
+
+
+def whole_memory(tensor: Tensor) -> Tensor:
+    """All the memory that a tensor is a view of, as bytes."""
+    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+
+
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes: it finds damage at several GB a second."""
     return zlib.crc32(bytes_of_tensor(tensor))
@@ -106,8 +128,8 @@ def fitting_tensors(model: LisaModel, folder: Path) -> Iterator[tuple[str, list[
     """(the reference's key, our names, tensor) of a published checkpoint, file by file, for those that fit the model.
 
     Raises:
-        ModelLoadError: at the end, if any tensor was missing, unexpected, of another shape, not a number somewhere, or (where a manifest tells)
-            changed; names each and its file.
+        ModelLoadError: at the end, if any tensor was missing, unexpected, of another shape, not a number somewhere, or (where a manifest or the
+            `.bin` file itself tells) changed; names each and its file.
     """
     files, index, fallback = weight_files(folder)
     sums = read_manifest(folder).get("crc32", {})
@@ -120,6 +142,7 @@ def fitting_tensors(model: LisaModel, folder: Path) -> Iterator[tuple[str, list[
     seen: set[str] = set()
     problems: list[str] = []
     for file in files:
+        parts = stored_checksums(file)
         for key, tensor in read_tensors(file):
             if COMPUTED.match(key):
                 continue
@@ -136,6 +159,8 @@ def fitting_tensors(model: LisaModel, folder: Path) -> Iterator[tuple[str, list[
                 problems.append(f"damaged: {key} in {file.name} holds numbers that are not finite")
             elif key in sums and sums[key] != checksum(tensor):
                 problems.append(f"damaged: {key} in {file.name} is not what manifest.json says")
+            elif parts and checksum(whole_memory(tensor)) not in parts:
+                problems.append(f"damaged: {key} in {file.name} does not agree with the file's own checksums")
             else:
                 yield key, wanted[key], tensor
     problems += [f"missing: {key}, expected in {index.get(key, fallback.name)}" for key in wanted if key not in seen]
@@ -158,26 +183,32 @@ def load_tower(model: LisaModel, source: Path, dtype: torch.dtype, placing: Plac
 
 
 def read_tower(source: Path) -> Any:
-    """The CLIPVisionModel of a folder in float32; ModelLoadError unless it is there completely."""
+    """The CLIPVisionModel of a folder in float32; ModelLoadError, with the names, unless it is there completely and undamaged."""
     from transformers import CLIPVisionModel
-    from transformers.utils import logging as bars
+    from transformers.utils import logging as talk
 
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
+    bar, verbosity = talk.is_progress_bar_enabled(), talk.get_verbosity()
+    talk.disable_progress_bar()
+    talk.set_verbosity_error()  # it prints tables of what does not fit, of a whole CLIP's text side too; below is what matters
     try:
-        tower, report = CLIPVisionModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        tower, report = CLIPVisionModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise tower_wrong(source, error) from error
     finally:
-        if shown:
-            bars.enable_progress_bar()
-    lost = [f"missing: {key}" for key in sorted(report["missing_keys"])]
-    stray = [f"unexpected: {key}" for key in sorted(report["unexpected_keys"]) if not key.startswith(_TOWER_ONLY) and "position_ids" not in key]
-    wrong = [f"wrong shape: {key[0] if isinstance(key, tuple) else key}" for key in report["mismatched_keys"]]
-    if lost or stray or wrong:
-        raise ModelLoadError(
-            f"The vision tower {source} does not fit ({'; '.join((lost + stray + wrong)[:8])}).", next_step="Fetch it again.", code="tensors"
-        )
+        talk.set_verbosity(verbosity)
+        if bar:
+            talk.enable_progress_bar()
+    sums = read_manifest(source).get("crc32", {})
+    problems = [f"missing: {key}" for key in sorted(report["missing_keys"])]
+    problems += [f"unexpected: {key}" for key in sorted(report["unexpected_keys"]) if not key.startswith(_TOWER_ONLY) and "position_ids" not in key]
+    problems += [f"wrong shape: {key} is {tuple(found)}, not {tuple(wanted)}" for key, found, wanted in sorted(report["mismatched_keys"])]
+    for key, tensor in tower.state_dict().items() if not problems else ():
+        if not torch.stack(tensor.aminmax()).isfinite().all():
+            problems.append(f"damaged: {key} holds numbers that are not finite")
+        elif key in sums and sums[key] != checksum(tensor):
+            problems.append(f"damaged: {key} is not what manifest.json says")
+    if problems:
+        raise ModelLoadError(f"The vision tower {source} does not fit ({'; '.join(problems[:8])}).", next_step="Fetch it again.", code="tensors")
     return tower
 
 

@@ -108,10 +108,13 @@ def is_preset(name: str) -> bool:
 
 
 def _trained_on(name: str) -> str:
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        found = json.loads((_shipped(name) / "config.json").read_text("utf-8")).get("trained_on")
-        if found:
-            return str(found) if isinstance(found, str) else ", ".join(map(str, found))
+    """`trained_on` of the shipped config.json, [{"name", "split"}, ...], as "coco train2017, pool coco_train + pets_train"."""
+    with contextlib.suppress(OSError, ValueError, LookupError, AttributeError, TypeError):
+        splits: dict[str, list[str]] = {}
+        for entry in json.loads((_shipped(name) / "config.json").read_text("utf-8"))["trained_on"]:
+            splits.setdefault(entry["name"], []).append(entry["split"])
+        if splits:
+            return ", ".join(f"{data} {' + '.join(dict.fromkeys(found))}" for data, found in splits.items())
     return "see its MODEL_CARD.md"
 
 
