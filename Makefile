@@ -66,9 +66,10 @@ screenshots: setup
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[browser]"
 	@LISASEG_SCREENSHOTS=1 $(BIN)/python -m pytest -q --no-header -m web tests/web/test_access.py tests/web/test_annotate_access.py -k screenshots
 
+# All that is marked long, and the tests of the service at their long size (tests/server/sizes.py): hours. LISASEG_SOAK_MINUTES=480 for a night of load.
 test-long: setup
 	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
-	@$(BIN)/python -m pytest -q --no-header -m long
+	@LISASEG_TEST_SIZE=long $(BIN)/python -m pytest -q --no-header -m "(long or serve) and not web"
 
 bench: setup
 	@$(BIN)/lisaseg bench

@@ -13,7 +13,7 @@ from tests.server.running import Server
 @pytest.fixture(scope="session")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that answers by a rule, fast."""
-    server = Server(tmp_path_factory.mktemp("stub"), "--stub-seconds", "0.01")
+    server = Server(tmp_path_factory.mktemp("stub"), "--stub-seconds", "0.01", "--limit", "deadline_seconds=600")
     yield server
     assert server.stop() == 0
 
@@ -21,7 +21,7 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with lisa-tiny."""
-    server = Server(tmp_path_factory.mktemp("tiny"), "--dtype", "float32", "--max-queue", "200", engine="lisa")
+    server = Server(tmp_path_factory.mktemp("tiny"), "--dtype", "float32", "--max-queue", "200", "--limit", "deadline_seconds=600", engine="lisa")
     yield server
     assert server.stop() == 0
 

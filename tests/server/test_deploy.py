@@ -33,7 +33,7 @@ def proxied(start: Callable[..., Server], tmp_path: Path) -> Iterator[tuple[str,
     if NGINX is None:
         pytest.skip("nginx is not installed")
     port = free_port()
-    options = ("--stub-seconds", "0.5", "--allow-host", f"127.0.0.1:{port}")
+    options = ("--stub-seconds", "1", "--allow-host", f"127.0.0.1:{port}")
     servers = [start(*options, state=f"replica{k}", keys=KEYS) for k in range(2)]
     text = (DEPLOY / "nginx.conf").read_text("utf-8").replace("listen 8080;", f"listen 127.0.0.1:{port};").replace("/tmp/nginx", f"{tmp_path}/nginx")
     for k, server in enumerate(servers, start=1):
@@ -44,7 +44,7 @@ def proxied(start: Callable[..., Server], tmp_path: Path) -> Iterator[tuple[str,
     assert check.returncode == 0, check.stderr
     process = subprocess.Popen([*command, "-g", "daemon off;"], stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
-    for _ in range(100):
+    for _ in range(1_200):
         try:
             httpx2.get(f"{url}/healthz")
             break
@@ -52,12 +52,12 @@ def proxied(start: Callable[..., Server], tmp_path: Path) -> Iterator[tuple[str,
             time.sleep(0.05)
     yield url, servers
     process.terminate()
-    process.wait(10)
+    process.wait(60)
 
 
 def test_two_replicas_behind_nginx(proxied: tuple[str, list[Server]]) -> None:
     url, servers = proxied
-    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {KEYS[0]}", "X-Lisaseg-Session": "visitor-1"}, timeout=30) as http:
+    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {KEYS[0]}", "X-Lisaseg-Session": "visitor-1"}, timeout=300) as http:
         image_id = http.post("/v1/images", files={"file": ("x", picture())}).json()["id"]
         session = http.post("/v1/sessions", json={"image_id": image_id}).json()["id"]
         path = f"/v1/sessions/{session}/messages"
@@ -67,7 +67,7 @@ def test_two_replicas_behind_nginx(proxied: tuple[str, list[Server]]) -> None:
         with http.stream("POST", path, json={"prompt": "a streamed question", "stream": True}) as response:
             for line in response.iter_lines():
                 arrivals += [time.monotonic() - begin] if line == "event: delta" else []
-        assert arrivals[0] < 0.3 < arrivals[-1], "nginx does not hold the stream back"
+        assert arrivals[-1] - arrivals[0] > 0.1, "nginx does not hold the stream back: then all would arrive together"
         home = next(s for s in servers if s.http.get(f"/v1/sessions/{session}").status_code == 200)
         home.kill()
         assert code_of(http.post(path, json={"prompt": "after"})) == "session_expired", "the other replica knows that it existed"

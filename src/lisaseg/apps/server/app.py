@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from lisaseg import __version__
 from lisaseg.apps.server import schemas
@@ -26,6 +27,7 @@ from lisaseg.apps.server.settings import Settings
 
 REQUESTS = (schemas.ImageUpload, schemas.SegmentRequest, schemas.SessionRequest, schemas.MessageRequest, schemas.RetryRequest,
             schemas.ExportRequest, schemas.ChatRequest)  # fmt: skip
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 
 def create_app(settings: Settings, on_failure: Callable[[str, int], None] = lambda message, code: None, more: Sequence[APIRouter] = ()) -> Gate:
@@ -83,8 +85,9 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     response = _response(
         request, ApiError({404: "not_found", 405: "method_not_allowed"}.get(status, "invalid_request" if status < 500 else "internal"))
     )
-    for name, value in (getattr(error, "headers", None) or {}).items():  # Allow
-        response.headers[name] = value
+    if status == 405:  # the router names the methods of one route; a path may have several
+        known = [m for m in METHODS if any(r.matches({**request.scope, "method": m})[0] == Match.FULL for r in request.app.router.routes)]
+        response.headers["Allow"] = ", ".join(known)
     return response
 
 

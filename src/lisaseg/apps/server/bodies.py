@@ -85,3 +85,8 @@ def failures(*codes: int) -> dict[int | str, dict[str, Any]]:
 def data_line(value: Any) -> bytes:
     """One unnamed event of a stream."""
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+
+
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer; with `stream` the events that lead to it.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}  # `responses` of a route that streams on request

@@ -1,7 +1,8 @@
 """The engine process: the only one that loads torch. It gets batches over a pipe, answers them and sends text while it comes.
 
 Three threads: one reads the pipe (and ends the process when the server is gone), one says every second that the process lives, the main one works.
-Whatever happens to one question, the others of its batch are answered: a batch that fails is split.
+Whatever happens to one question, the others of its batch are answered: a batch that fails is split. Only a lost device ends the process, which is
+then started again.
 """
 
 from __future__ import annotations
@@ -217,6 +218,9 @@ class LisaEngine:
         except Cancelled:
             return
         except Exception as error:
+            if isinstance(error, self._torch.AcceleratorError) and not self._out_of_memory(error):
+                _report(error)  # nothing can be computed there any more: a new process may find the device again
+                raise SystemExit(1) from error
             self._split(jobs, error, max_new_tokens, say, cancelled)
 
     def _split(self, jobs: list[tuple[dict[str, Any], Any]], error: Exception, max_new_tokens: int, say: Say, cancelled: set[str]) -> None:
@@ -233,8 +237,12 @@ class LisaEngine:
             self._run(jobs[k : k + step], max_new_tokens, say, cancelled)
 
     def _out_of_memory(self, error: Exception) -> bool:
-        code = getattr(error, "code", "")
-        return isinstance(error, MemoryError | self._torch.OutOfMemoryError) or code == "out_of_memory" or "alloc" in str(error).lower()[:200]
+        code, said = getattr(error, "code", ""), str(error).lower()[:200]
+        return (
+            isinstance(error, MemoryError | self._torch.OutOfMemoryError)
+            or code == "out_of_memory"
+            or any(word in said for word in ("alloc", "out of memory"))
+        )
 
 
 def _stand_in() -> Any:

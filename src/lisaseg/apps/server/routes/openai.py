@@ -46,7 +46,7 @@ async def model(request: Request, model_id: str) -> dict[str, Any]:
 
 @router.post(
     "/chat/completions",
-    responses=bodies.failures(404, 410, 415, 422, 429, 503, 504),
+    responses={**bodies.STREAMED, **bodies.failures(404, 410, 415, 422, 429, 503, 504)},
     openapi_extra=bodies.documented(ChatRequest),
     summary="Ask in the OpenAI shape",
 )

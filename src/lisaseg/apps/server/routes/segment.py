@@ -23,7 +23,7 @@ def stored(history: list[HistoryTurn]) -> list[StoredTurn]:
 @router.post(
     "/segment",
     response_model=Answer,
-    responses=bodies.failures(404, 410, 413, 415, 422, 429, 503, 504),
+    responses={**bodies.STREAMED, **bodies.failures(404, 410, 413, 415, 422, 429, 503, 504)},
     openapi_extra=bodies.documented(SegmentRequest),
     summary="Ask one question about one picture",
 )

@@ -18,7 +18,7 @@ from lisaseg.apps.server.service import Asking, Hold, Service, repeat, respond
 from lisaseg.apps.server.storage import StoredSession, StoredTurn
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
-ASK_FAILURES = bodies.failures(404, 409, 410, 415, 422, 429, 503, 504)
+ASKED = {**bodies.STREAMED, **bodies.failures(404, 409, 410, 415, 422, 429, 503, 504)}
 
 
 def describe(service: Service, session: StoredSession) -> dict[str, Any]:
@@ -62,7 +62,7 @@ async def delete(request: Request, session_id: str) -> Response:
 @router.post(
     "/{session_id}/messages",
     response_model=Answer,
-    responses=ASK_FAILURES,
+    responses=ASKED,
     openapi_extra=bodies.documented(MessageRequest),
     summary="Ask the next question",
 )
@@ -74,7 +74,7 @@ async def message(request: Request, session_id: str) -> Response:
 @router.post(
     "/{session_id}/retry",
     response_model=Answer,
-    responses=ASK_FAILURES,
+    responses=ASKED,
     openapi_extra=bodies.documented(RetryRequest),
     summary="Ask the last question again",
 )
