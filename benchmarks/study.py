@@ -40,7 +40,7 @@ SMALL: dict[str, tuple[str, list[str]]] = {  # variant -> what is different, set
     "at-token": ("the state at `[SEG]`, not the one that emitted it", ['seg_state="at"']),
 }
 TUNED = {"tuned": True, "tuned-no-rephrasings": False}  # variant -> whether rephrasings are kept
-ROW = ("at", "picture", "iou", "counts", "kind", "is_sentence", "source", "name", "target_share", "right_name", "status", "present")
+ROW = ("picture", "iou", "counts", "kind", "is_sentence", "source", "name", "target_share", "right_name", "status", "present")
 KEPT = ("model_hash", "data_hash", "n", "pictures", "mode", "template", "precision", "empty_target", "giou", "giou_ci95", "ciou", "n_acc", "t_acc")
 KEPT += ("refused_absent", "refused_present", "right_name")
 
@@ -107,7 +107,7 @@ def score(args: argparse.Namespace) -> None:
         if log.is_file():
             found["training"] = json.loads(log.read_text().splitlines()[-1])
         text = json.dumps(found, ensure_ascii=False)
-        write_aside(RESULTS / "study" / f"{name}.{seed}.json", (text.replace('{"at"', '\n{"at"') + "\n").encode())
+        write_aside(RESULTS / "study" / f"{name}.{seed}.json", (text.replace('{"picture"', '\n{"picture"') + "\n").encode())
 
 
 # --- the page -------------------------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-import cv2
 import httpx2
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from tests.server.running import EXAMPLES, Server, code_of, picture
 
 from lisaseg.apps.integrations.x_anylabeling import outlines, prediction
 from lisaseg.formats import rle
+from lisaseg.formats.raster import fill_polygon
 
 PATH = "/integrations/x-anylabeling/v1"
 # `supported_remote_widgets` of X-AnyLabeling 4.2: of anything else nothing would be seen
@@ -34,10 +34,10 @@ def predict(server: Server, body: Any) -> httpx2.Response:
 
 
 def filled(polygons: list[list[list[float]]], shape: tuple[int, int]) -> np.ndarray:
-    """The polygons as X-AnyLabeling's exporters fill them."""
+    """The polygons as X-AnyLabeling's exporters fill them: with OpenCV's fillPoly, which ours equals (`tests/formats`)."""
     canvas = np.zeros(shape, np.uint8)
     for polygon in polygons:
-        cv2.fillPoly(canvas, [np.array(polygon, np.int32)], 1)
+        fill_polygon(canvas, polygon, 1)
     return canvas.astype(bool)
 
 
