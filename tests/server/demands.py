@@ -205,7 +205,7 @@ ROWS = (
     Row(
         "Z3",
         "what is hardly HTTP, on every path with 9 methods: 4xx or closed, and the server lives",
-        "40 mutations each",
+        "100 mutations each",
         "200",
         ("server/test_gate.py::test_hardly_http",),
     ),
