@@ -198,7 +198,7 @@ ROWS = (
     Row(
         "Z2",
         "schemathesis, all checks, stateful: the OpenAPI document is what the server does",
-        "300 examples an operation",
+        "100 examples an operation",
         "5,000",
         ("server/test_openapi.py::test_the_document_is_what_the_server_does",),
     ),
