@@ -22,7 +22,7 @@ from lisaseg.apps.server.settings import Limits, Settings, is_loopback
 
 pytestmark = pytest.mark.serve
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "BREW")
-MUTATIONS = 40  # of each path and method; the long size takes 200
+MUTATIONS = 100  # of each path and method; the long size takes 200
 
 
 @pytest.fixture(scope="module")

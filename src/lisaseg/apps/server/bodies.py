@@ -88,5 +88,5 @@ def data_line(value: Any) -> bytes:
 
 
 STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The answer; with `stream` the events that lead to it.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {"description": "The answer; with `stream` the events that lead to it.", "content": {"text/event-stream": {}}}
 }  # `responses` of a route that streams on request
