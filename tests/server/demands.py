@@ -232,9 +232,10 @@ ROWS = (
     Row(
         "C",
         "clients and readers of others",
-        "`openai`, `lisaseg.Client`, `pycocotools`, `cvat-sdk`, files of Label Studio; where installed, `supervision` and `labelme`",
+        "`openai`, `mcp`, `lisaseg.Client`, `pycocotools`, `cvat-sdk`; in `make test-contracts` also `label-studio-sdk`, `labelme`, `supervision`, "
+        "`fiftyone`, `gradio_client`",
         "",
-        ("server/test_clients.py", "server/test_export.py", "formats/test_vendors.py"),
+        ("server/test_clients.py", "server/test_mcp.py", "server/test_label_studio.py", "server/test_export.py", "formats/test_vendors.py"),
         "model",
     ),
 )
