@@ -181,10 +181,13 @@ def whole(found: dict[str, Any]) -> str:
             row = [title + (f", seed {seed}" if len(found[name]) > 1 else "")]
             for key in ("val", "val_plain"):
                 row += [interval(sets[key]), "" if name == "zero-shot" else against(sets[key], found["zero-shot"][0][key])]
-            rows.append([*row, percent(sets["val_no_target"]["n_acc"])])
+            rows.append([*row, percent(sets["val_plain"]["refused_present"]), percent(sets["val_no_target"]["n_acc"])])
     for name, sets in json.loads((RESULTS / "baselines.json").read_text()).items():
-        rows.append([f"baseline: {name}", interval(sets["val"]), "", interval(sets["val_plain"]), "", percent(sets["val_no_target"]["n_acc"])])
-    return table(["", "`val` (n = 102)", "less zero-shot", "`val_plain` (n = 205)", "less zero-shot", "N-acc (n = 15)"], rows)
+        refused = 1 - sets["val_plain"]["t_acc"]
+        row = [f"baseline: {name}", interval(sets["val"]), "", interval(sets["val_plain"]), ""]
+        rows.append([*row, percent(refused), percent(sets["val_no_target"]["n_acc"])])
+    head = ["", "`val` (n = 102)", "less zero-shot", "`val_plain` (n = 205)", "less zero-shot", "refused of `val_plain`", "N-acc (n = 15)"]
+    return table(head, rows)
 
 
 def figure(found: dict[str, Any]) -> str:
