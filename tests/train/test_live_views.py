@@ -126,9 +126,9 @@ def test_a_wrong_reasoning_file_is_named(tmp_path: Path) -> None:
         ReasonViews([tmp_path / "bad.jsonl"])
 
 
-def test_a_trunk_cannot_learn_from_its_own_cached_features(pool: Pool, tmp_path: Path) -> None:
+def test_a_trunk_cannot_learn_from_its_own_cached_features(pool: Pool, trunk: TinyTrunk, tmp_path: Path) -> None:
     recipe = load_recipe(Path("recipes/lisa-tiny.toml"), [f"out={tmp_path}", f"data.pool={pool.root}"])
-    assert isinstance(view_source(recipe, [pool], None), LiveViews)
+    assert isinstance(view_source(recipe, [pool], None, trunk), LiveViews)
     recipe.data.live = False
     with pytest.raises(TrainingError, match=r"Stage vision trains the trunk.*data\.live=true"):
-        view_source(recipe, [pool], None)
+        view_source(recipe, [pool], None, trunk)

@@ -12,7 +12,23 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 WEB = ROOT / "src/lisaseg/apps/web"
 TEXTS = sorted(path for path in WEB.rglob("*") if path.suffix in {".html", ".css", ".js", ".svg"})
+DOCUMENTS = {"index.html": "js/main.js", "annotate.html": "js/annotate/main.js"}  # page -> the module that it starts
 MAX_LINES = 400
+
+
+def document(name: str) -> str:
+    """A page as it is served: the icons stand in it."""
+    return (WEB / name).read_text("utf-8").replace("<!-- icons.svg -->", (WEB / "icons.svg").read_text("utf-8"))
+
+
+def modules(path: Path, found: dict[Path, str] | None = None) -> dict[Path, str]:
+    """A module and all that it imports, directly or not."""
+    found = {} if found is None else found
+    if path not in found:
+        found[path] = path.read_text("utf-8")
+        for other in re.findall(r'\bfrom "(\.[^"]+)"|\bimport\("(\.[^"]+)"\)', found[path]):
+            modules((path.parent / "".join(other)).resolve(), found)
+    return found
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
@@ -23,7 +39,7 @@ def test_files_are_short_and_reach_nowhere(path: Path) -> None:
     assert not re.search(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", text.replace("http://www.w3.org/2000/svg", ""), re.IGNORECASE)
 
 
-@pytest.mark.parametrize("path", sorted((WEB / "js").glob("*.js")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((WEB / "js").rglob("*.js")), ids=lambda path: path.name)
 def test_text_never_becomes_markup_or_code(path: Path) -> None:
     text = path.read_text("utf-8")
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", 'setAttribute("style"', "DOMParser"):
@@ -57,19 +73,23 @@ class Page(HTMLParser):
             self.wrong.append(f"inline <{self.inside}>")
 
 
-def test_the_page_obeys_a_strict_policy_and_its_references_lead_somewhere() -> None:
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_page_obeys_a_strict_policy_and_its_references_lead_somewhere(name: str) -> None:
     page = Page()
-    page.feed((WEB / "index.html").read_text("utf-8"))
+    page.feed(document(name))
     assert not page.wrong
     assert len(page.ids) == len(set(page.ids))
     assert set(page.targets) <= set(page.ids)
 
 
-def test_scripts_ask_only_for_elements_and_icons_that_exist() -> None:
-    ids = set(re.findall(r'\bid="([^"]+)"', (WEB / "index.html").read_text("utf-8")))
-    for path in (WEB / "js").glob("*.js"):
-        text = path.read_text("utf-8")
-        assert set(re.findall(r'\$\("([^"]+)"\)', text)) <= ids, path.name
+@pytest.mark.parametrize(("name", "script"), DOCUMENTS.items())
+def test_scripts_ask_only_for_elements_and_icons_that_exist(name: str, script: str) -> None:
+    ids = set(re.findall(r'\bid="([^"]+)"', document(name)))
+    used = modules(WEB / script)
+    assert len(used) > 10
+    for path, text in used.items():
+        if path.parent == (WEB / script).parent:  # of a module from the other page only some functions are used
+            assert set(re.findall(r'\$\("([^"]+)"\)', text)) <= ids, path.name
         assert {f"i-{name}" for name in re.findall(r'\b(?:icon|action)\("([a-z]+)"', text)} <= ids, path.name
 
 
