@@ -198,14 +198,14 @@ ROWS = (
     Row(
         "Z2",
         "schemathesis, all checks, stateful: the OpenAPI document is what the server does",
-        "100 examples an operation",
+        "300 examples an operation",
         "5,000",
         ("server/test_openapi.py::test_the_document_is_what_the_server_does",),
     ),
     Row(
         "Z3",
         "what is hardly HTTP, on every path with 9 methods: 4xx or closed, and the server lives",
-        "100 mutations each",
+        "200 mutations each",
         "200",
         ("server/test_gate.py::test_hardly_http",),
     ),

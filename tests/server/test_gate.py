@@ -22,7 +22,7 @@ from lisaseg.apps.server.settings import Limits, Settings, is_loopback
 
 pytestmark = pytest.mark.serve
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "BREW")
-MUTATIONS = 100  # of each path and method; the long size takes 200
+MUTATIONS = 200  # of each path and method; the long size takes 1,000
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_hardly_http(stub: Server) -> None:
     """Z3: mutated requests on every path with every method: an answer of 4xx or a closed connection, and a living server."""
     paths = [path for _, path in routes(stub)] + ["/web/x", "/" + "a" * 5000, "/%00", "/\xff", "/v1/sessions/x/messages?" + "q" * 300]
     rng, seen = random.Random(0), Counter[int]()
-    requests = (_hardly_http(rng, m, p) for p in dict.fromkeys(paths) for m in METHODS for _ in range(size(MUTATIONS, 200)))
+    requests = (_hardly_http(rng, m, p) for p in dict.fromkeys(paths) for m in METHODS for _ in range(size(MUTATIONS, 1_000)))
 
     async def client() -> None:
         for request in requests:

@@ -21,7 +21,7 @@ def test_the_document_is_what_the_server_does(start: Callable[..., Server], tmp_
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(Path(__file__).with_name("schemathesis.toml")), "run"]
     options = [
         "--max-examples",
-        str(size(100, 5_000)),
+        str(size(300, 5_000)),
         "--checks",
         "all",
         "--seed",
