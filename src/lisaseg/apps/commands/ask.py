@@ -57,6 +57,7 @@ def ask(
     """Ask one question about one picture."""
     from lisaseg.apps import console
     from lisaseg.formats import FORMATS
+    from lisaseg.prompts import MASK_MODES
 
     if formats and out is None:
         raise UsageError("--format says what to write, but not where.", next_step="Add -o DIR.")
@@ -73,7 +74,7 @@ def ask(
     else:
         console.show_answer(answer, files)
     found = any(segment.area for segment in answer.segments)
-    if not found and (mode == "segment" or (mode == "auto" and answer.status == "no_target")):
+    if not found and (mode in MASK_MODES or answer.status == "no_target"):
         raise typer.Exit(NO_MASK)
 
 
