@@ -103,11 +103,6 @@ def empty_public(name: str) -> LisaModel:
     return empty_model(LisaConfig(vlm=vlm, mask_decoder={"family": "sam"}, seg_hidden=values["hidden_size"], language_config=language))
 
 
-def parameters_of(model: LisaModel) -> dict[str, int]:
-    """Number of parameters of each of `PARTS`."""
-    return {part: sum(p.numel() for n, p in model.named_parameters() if n.startswith(prefix)) for part, prefix in PARTS.items()}
-
-
 def cache_bytes(model: LisaModel, setting: Setting, tokens: int) -> int:
     """Bytes of the keys and values of one conversation of `tokens`."""
     config = model.vlm.language_model.config
