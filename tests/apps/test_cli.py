@@ -143,7 +143,8 @@ def test_ask_writes_files_and_names_them(model: StandIn, picture: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("name", "place"), [("jsonl", "street.jsonl"), ("labelme", "street.labelme"), ("yolo", "street.yolo"), ("coco", "street.coco.json")]
+    ("name", "place"),
+    [("png", "street.masks"), ("jsonl", "street.jsonl"), ("labelme", "street.labelme"), ("yolo", "street.yolo"), ("coco", "street.coco.json")],
 )
 def test_ask_writes_annotations_of_any_format(model: StandIn, picture: Path, tmp_path: Path, name: str, place: str) -> None:
     for _ in range(2):  # an earlier one is replaced

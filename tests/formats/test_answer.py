@@ -162,3 +162,14 @@ def test_an_answer_has_its_way_back_and_a_face_in_notebooks() -> None:
     assert again.to_dict() == answer.to_dict() and again.image is None and again._repr_png_() is None
     shown = np.asarray(Image.open(io.BytesIO(answer._repr_png_() or b"")))
     assert np.array_equal(shown, np.asarray(answer.plot()))
+
+
+def test_annotations_beside_a_picture_are_not_overwritten(tmp_path: Path) -> None:
+    """labelme and ReasonSeg call them `<stem>.json`, as we call answers."""
+    note = tmp_path / "street.json"
+    note.write_text('{"shapes": []}')
+    with pytest.raises(UsageError, match=r"street\.json"):
+        example().save(tmp_path, "street")
+    assert [path.name for path in tmp_path.iterdir()] == ["street.json"] and note.read_text() == '{"shapes": []}'
+    note.unlink()
+    assert example(2).save(tmp_path, "street") and example(1).save(tmp_path, "street"), "an answer makes room for the next"

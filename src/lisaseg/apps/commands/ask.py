@@ -86,7 +86,8 @@ def _written(answer: Answer, picture: Any, out: Path, stem: str, form: Format) -
 
     if not isinstance(picture, Path):
         picture = write_aside(out / f"{stem}.png", png_bytes(picture))
-    target = out / (f"{stem}{form.suffix}" if form.suffix == f".{form.name}" else f"{stem}.{form.name}{form.suffix}")
+    ending = "masks" if form.name == "png" else form.name  # a folder called street.png would be taken for a picture, or meet one
+    target = out / (f"{stem}{form.suffix}" if form.suffix == f".{form.name}" else f"{stem}.{ending}{form.suffix}")
     write_answers([(answer, picture, stem)], form, target)
     return target
 

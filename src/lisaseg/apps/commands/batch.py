@@ -59,7 +59,7 @@ def batch(
     max_new_tokens: TokensOption = None,
 ) -> None:
     """Ask about many pictures: resumable, sharded; what fails is listed in failed.jsonl and the exit code is 1."""
-    from lisaseg.apps.batch import Results, export
+    from lisaseg.apps.batch import Results, export, export_name
     from lisaseg.apps.batch_inputs import in_shard, work_list
     from lisaseg.formats import FORMATS
 
@@ -70,6 +70,8 @@ def batch(
     pairs = [pair for pair in everything if part is None or in_shard(pair, part)]
     setting = {"model": model, "mode": mode, "max_new_tokens": max_new_tokens, "prompt": prompt, "quantize": quantize}
     with Results(out, part, setting) as results:
+        for name in (formats or []) if part is None else []:
+            results.claim(export_name(name))  # what is in the way must be told now, too
         before = sum(pair.key in results.done for pair in pairs)
         begin, counts = time.perf_counter(), Counter[str]()
         if before < len(pairs):
