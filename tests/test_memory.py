@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from lisaseg.model.memory import (
     is_out_of_memory,
     memory_limit,
     memory_table,
+    peak_bytes,
 )
 from lisaseg.model.quantize import is_quantized
 from lisaseg.predictor import Predictor
@@ -102,6 +104,12 @@ def test_bytes_are_foreseen(folder: Path, kind: str | None, dtype: torch.dtype) 
             held += state.absmax.numel() * state.absmax.itemsize
     foreseen = sum(bytes_of(random_model(), Setting(dtype, kind)).values())
     assert foreseen == pytest.approx(held, rel=0.03)
+
+
+def test_the_peak_is_told_where_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (peak_bytes() or 0) > 100_000_000, "torch alone takes more"
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_bytes() is None
 
 
 def test_parameters_and_cache_are_counted() -> None:
