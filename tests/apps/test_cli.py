@@ -250,6 +250,7 @@ def test_bugs_are_not_hidden(model: StandIn, picture: Path) -> None:
         ["train", "r.toml", "--set", "=1"],
         ["models"],
         ["models", "pull", "no-such-model"],
+        ["models", "memory", "no-such-folder"],
         ["bench", "--runs", "0"],
     ],
 )

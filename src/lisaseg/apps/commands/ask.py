@@ -93,7 +93,7 @@ def _written(answer: Answer, picture: Any, out: Path, stem: str, form: Format) -
 
 
 def chat(
-    image: ImageArgument,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Path of a picture.")],
     model: ModelOption = DEFAULT_MODEL,
     out: OutOption = None,
     mode: ModeOption = "auto",
