@@ -141,7 +141,7 @@ def _batch(loaded: Predictor, rgb: np.ndarray) -> dict[str, Any]:
 
 
 def _peak_rss_mb() -> float | None:
-    from lisaseg.model.memory import peak_bytes
+    from lisaseg.model.host_memory import peak_bytes
 
     peak = peak_bytes()
     return None if peak is None else peak / 1e6

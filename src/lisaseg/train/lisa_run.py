@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lisaseg.errors import LisaSegError, TrainingError, UsageError
-from lisaseg.model.memory import peak_bytes
+from lisaseg.model.host_memory import peak_bytes
 from lisaseg.model.published import read_json
 from lisaseg.train.lisa_checkpoint import Checkpoints, read_parameters
 from lisaseg.train.lisa_config import LisaRecipe
