@@ -166,6 +166,8 @@ def test_a_picture_from_standard_input_is_kept_beside_its_annotations(model: Sta
 def test_a_format_needs_a_name_and_a_place(model: StandIn, picture: Path, tmp_path: Path) -> None:
     assert "-o DIR" in (result := run("ask", picture, "Where?", "--format", "coco")).stderr and result.exit_code == 2
     assert run("ask", picture, "Where?", "-o", tmp_path, "--format", "excel").exit_code == 2
+    picture.with_suffix(".json").write_text("{}")  # labelme's, say
+    assert "street.json" in (result := run("ask", picture, "Where?", "-o", picture.parent)).stderr and result.exit_code == 2
     assert not model.calls, "the model is not asked in vain"
 
 

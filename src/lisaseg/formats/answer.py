@@ -148,12 +148,8 @@ def save_answer(answer: Answer, folder: Path, stem: str) -> list[Path]:
     Raises:
         UsageError: `stem` is no plain file name, `<stem>.json` is something else than an answer, or the folder cannot be written.
     """
-    if stem in ("", ".", "..") or stem != Path(stem).name or "\0" in stem or "\\" in stem:
-        raise UsageError(f"{stem[:80]!r} cannot start a file name.", next_step="Give a stem without folders, for example 'answer'.")
     folder = Path(folder)
-    note = folder / f"{stem}.json"
-    if _is_strange(note):
-        raise UsageError(f"{note} is there and is no answer.", next_step="Save into another folder, or under another stem.", code="cannot_write")
+    note = place_of(folder, stem)
     written: list[Path] = []
     if answer.image is not None:
         overlay = png_bytes(np.asarray(answer.plot()), compress_level=3)  # a photo gains 4 % from level 6, and takes three times as long
@@ -170,12 +166,18 @@ def save_answer(answer: Answer, folder: Path, stem: str) -> list[Path]:
     return written
 
 
-def _is_strange(file: Path) -> bool:
-    """Whether there is a file that `save_answer` did not write."""
+def place_of(folder: Path, stem: str) -> Path:
+    """The JSON file of an answer that is saved there; UsageError, as for `save_answer`, if that cannot be: known before the model is asked."""
+    if stem in ("", ".", "..") or stem != Path(stem).name or "\0" in stem or "\\" in stem:
+        raise UsageError(f"{stem[:80]!r} cannot start a file name.", next_step="Give a stem without folders, for example 'answer'.")
+    note = folder / f"{stem}.json"
     try:
-        return file.is_file() and b'"raw_text"' not in file.read_bytes()
-    except (OSError, ValueError):  # a NUL in the name, say: writing will tell
-        return False
+        strange = note.is_file() and b'"raw_text"' not in note.read_bytes()
+    except OSError:  # writing will tell
+        strange = False
+    if strange:
+        raise UsageError(f"{note} is there and is no answer.", next_step="Save into another folder, or under another stem.", code="cannot_write")
+    return note
 
 
 def _segment_to_dict(segment: Segment, mask_format: MaskFormat) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def ask(
     """Ask one question about one picture."""
     from lisaseg.apps import console
     from lisaseg.formats import FORMATS
+    from lisaseg.formats.answer import place_of
     from lisaseg.prompts import MASK_MODES
 
     if formats and out is None:
@@ -64,6 +65,8 @@ def ask(
     for name in formats or []:
         FORMATS.get(name)  # an unknown one must fail before the model is loaded
     picture, stem = picture_and_stem(image)
+    if out is not None:
+        place_of(out, stem)
     limits: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     answer = load_predictor(model, device, dtype, offline, quantize, device_map).ask(picture, text, mode=mode, **limits)
     files = answer.save(out, stem) if out is not None else []
