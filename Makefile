@@ -1,4 +1,4 @@
-# setup - demo - check - test - test-serve - test-contracts - test-long - bench - docs - study - clean. Each target works in a fresh clone: it makes .venv first.
+# setup - demo - check - test - test-serve - test-web - test-contracts - test-long - bench - bench-serve - docs - study - screenshots - clean. Each target works in a fresh clone: it makes .venv first.
 #   make setup PYTHON=python3.12            another Python, 3.11 or newer
 #   make setup PIP_EXTRA_INDEX_URL=...      another place for wheels, for example CPU-only or CUDA builds of torch (any PIP_* variable is heard)
 

@@ -121,6 +121,20 @@ def test_harmless_code_is_no_hazard(good: str) -> None:
     assert not list(hazards(good))
 
 
+def test_modules_that_only_unix_has_are_imported_where_they_are_needed() -> None:
+    """A file that imports one of them at its head cannot be imported on Windows at all."""
+    found = []
+    for path in python_files("src"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            )
+            found += [
+                f"{path.relative_to(ROOT)} imports {name}" for name in names if name in ("fcntl", "grp", "pwd", "readline", "resource", "termios")
+            ]
+    assert not found, found
+
+
 def third_party_imports(source: str) -> set[str]:
     """Top-level names of the modules that a source file imports, the standard library and lisaseg aside."""
     nodes = list(ast.walk(ast.parse(source)))

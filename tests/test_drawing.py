@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lisaseg.drawing import MAX_SIDE, MIN_WIDTH, PALETTE, colour_of, draw_answer, draw_masks, interior_point
+from lisaseg.drawing import MAX_SIDE, MIN_WIDTH, PALETTE, _deepest, colour_of, draw_answer, draw_masks
 from lisaseg.errors import UsageError
 from lisaseg.types import Answer, Segment
 
@@ -27,27 +27,27 @@ def answer(rgb: np.ndarray | None, found: list[np.ndarray], text: str = "", phra
 
 
 @given(masks)
-def test_interior_point_is_a_pixel_of_the_mask(mask: np.ndarray) -> None:
-    point = interior_point(mask)
+def test_the_deepest_point_is_a_pixel_of_the_mask(mask: np.ndarray) -> None:
+    point = _deepest(mask)
     assert (point is None) == (not mask.any())
     if point is not None:
         assert mask[point[1], point[0]]
 
 
 @pytest.mark.parametrize("shape", [(9, 9), (101, 61), (900, 1300)])
-def test_interior_point_of_a_box_is_its_centre(shape: tuple[int, int]) -> None:
+def test_the_deepest_point_of_a_box_is_its_centre(shape: tuple[int, int]) -> None:
     mask = np.zeros((2000, 2000), bool)
     mask[50 : 50 + shape[0], 70 : 70 + shape[1]] = True
-    x, y = interior_point(mask) or (0, 0)
+    x, y, _ = _deepest(mask) or (0, 0, 0)
     slack = max(2, max(shape) // 40)
     assert abs(x - (70 + shape[1] / 2)) <= slack and abs(y - (50 + shape[0] / 2)) <= slack
 
 
-def test_interior_point_prefers_the_thick_part() -> None:
+def test_the_deepest_point_prefers_the_thick_part() -> None:
     mask = np.zeros((200, 300), bool)
     mask[95:105, :250] = True  # a long handle
     mask[60:140, 10:90] = True  # a head
-    x, y = interior_point(mask) or (0, 0)
+    x, y, _ = _deepest(mask) or (0, 0, 0)
     assert 30 <= x <= 70 and 80 <= y <= 120
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lisaseg.errors import LisaSegError, ModelLoadError, UsageError
 from lisaseg.eval.run import Asking, head_of
 from lisaseg.imaging import open_image
 from lisaseg.model import memory
+from lisaseg.model.host_memory import free_bytes, peak_bytes
 from lisaseg.model.memory import (
     PUBLIC,
     Setting,
@@ -32,7 +34,6 @@ from lisaseg.model.memory import (
     is_out_of_memory,
     memory_limit,
     memory_table,
-    parameters_of,
 )
 from lisaseg.model.quantize import is_quantized
 from lisaseg.predictor import Predictor
@@ -105,9 +106,15 @@ def test_bytes_are_foreseen(folder: Path, kind: str | None, dtype: torch.dtype) 
     assert foreseen == pytest.approx(held, rel=0.03)
 
 
+def test_the_peak_is_told_where_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (peak_bytes() or 0) > 100_000_000, "torch alone takes more"
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_bytes() is None
+
+
 def test_parameters_and_cache_are_counted() -> None:
     model = random_model()
-    assert sum(parameters_of(model).values()) == sum(p.numel() for p in model.parameters())
+    assert sum(bytes_of(model, Setting(torch.float32)).values()) == 4 * sum(p.numel() for p in model.parameters()), "every parameter is in a part"
     assert cache_bytes(model, Setting(torch.bfloat16), 100) == 2 * 2 * 64 * 100 * 2  # keys and values, layers, width, tokens, bytes
 
 
@@ -204,6 +211,30 @@ def test_free_memory_is_read() -> None:
     total = sum(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith(("MemTotal", "SwapTotal")))
     free = available_bytes(CPU)
     assert free is not None and 10_000_000 < free <= total * 1024
+
+
+MIB = 1 << 20
+MEMINFO = "MemTotal: 8388608 kB\nMemFree: 1048576 kB\nMemAvailable:  4194304 kB\nSwapFree: 1024 kB\nHugePages_Total: 0\n"
+
+
+@pytest.mark.parametrize(
+    ("group", "free", "with_swap"),
+    [
+        ({}, 4096, 4097),
+        ({"memory.max": "max", "memory.current": f"{100 * MIB}"}, 4096, 4097),
+        ({"memory.max": f"{512 * MIB}", "memory.current": f"{500 * MIB}"}, 12, 13),
+        ({"memory.max": f"{512 * MIB}", "memory.current": f"{500 * MIB}", "memory.stat": f"anon 5\ninactive_file {400 * MIB}\n"}, 412, 413),
+        ({"memory.max": f"{512 * MIB}", "memory.current": f"{600 * MIB}", "memory.swap.max": "0", "memory.swap.current": "0"}, 0, 0),
+        ({"memory.max": "nonsense"}, 4096, 4097),
+    ],
+)
+def test_a_container_has_what_its_limit_leaves(tmp_path: Path, group: dict[str, str], free: int, with_swap: int) -> None:
+    """A load that fits the host but not the container would be killed without a word."""
+    (tmp_path / "meminfo").write_text(MEMINFO)
+    for name, text in group.items():
+        (tmp_path / name).write_text(text + "\n")
+    assert free_bytes(proc=tmp_path, group=tmp_path) == free * MIB and free_bytes(swap=True, proc=tmp_path, group=tmp_path) == with_swap * MIB
+    assert free_bytes(proc=tmp_path / "not linux", group=tmp_path) is None
 
 
 def test_running_out_while_answering(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

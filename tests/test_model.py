@@ -266,7 +266,7 @@ def test_config_survives_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype"), [("abacus", "auto"), ("cpu", "float8"), ("cuda:99" if not torch.cuda.is_available() else "mps", "auto")]
+    ("device", "dtype"), [("abacus", "auto"), ("cpu", "float8"), ("cpu:1", "auto"), ("cuda:99" if not torch.cuda.is_available() else "mps", "auto")]
 )
 def test_unknown_devices_and_dtypes_are_usage_errors(device: str, dtype: str) -> None:
     with pytest.raises(UsageError):

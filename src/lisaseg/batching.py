@@ -23,7 +23,6 @@ class Example:
 
     conversations: list[Conversation]
     targets: Tensor
-    noun_targets: Tensor | None = None
 
 
 @dataclass
@@ -43,7 +42,6 @@ class Batch:
     seg_row: Tensor
     seg_col: Tensor
     targets: list[Tensor] = field(default_factory=list)
-    n_conversations: int = 0
 
 
 def pack(
@@ -92,7 +90,6 @@ def pack_encoded(
         at[:, 0],
         at[:, 1],
         list(targets),
-        sum(map(len, encoded)),
     )
 
 

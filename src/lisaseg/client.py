@@ -19,7 +19,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,7 +49,7 @@ class Client:
         mask_format: how masks travel: "rle" (the smallest), "polygon" or "png"; the answers are the same.
 
     Raises:
-        UsageError: the URL is malformed, or the answers could hold no masks.
+        UsageError: URL or key is malformed, or the answers could hold no masks.
     """
 
     def __init__(self, url: str, key: str | None = None, *, timeout: float = 120.0, retries: int = 5, mask_format: MaskFormat = "rle") -> None:
@@ -58,15 +58,20 @@ class Client:
         if mask_format not in ("rle", "polygon", "png"):
             raise UsageError(f"A client cannot read masks as {mask_format!r}.", next_step="Use rle, polygon or png.")
         key = key or os.environ.get("LISASEG_KEY")
+        if key and not (key.isascii() and key.isprintable()):
+            raise UsageError("The API key holds characters that no key has.", next_step="Copy it again; a line end behind it does not belong to it.")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.retries, self.mask_format = retries, mask_format
         secure = url.startswith("https://")  # certificates are read only where they are needed: it takes a while
-        self._http = httpx2.Client(base_url=url.rstrip("/"), headers=headers, timeout=httpx2.Timeout(timeout, connect=10.0), verify=secure)
+        try:
+            self._http = httpx2.Client(base_url=url.rstrip("/"), headers=headers, timeout=httpx2.Timeout(timeout, connect=10.0), verify=secure)
+        except httpx2.InvalidURL as error:
+            raise UsageError(f"{url!r} is not the URL of a server: {error}.", next_step="Write it like http://127.0.0.1:8000.") from error
 
     @property
     def name(self) -> str:
         """The model that the server runs."""
-        return str(self._json("GET", "/version")["model"])
+        return self._text("GET", "/version", "model")
 
     def ask(
         self,
@@ -110,11 +115,11 @@ class Client:
 
     def upload(self, data: bytes) -> str:
         """Send an encoded picture; returns its id there."""
-        return str(self._json("POST", "/v1/images", files={"file": ("picture", data)})["id"])
+        return self._text("POST", "/v1/images", "id", files={"file": ("picture", data)})
 
-    def _json(self, method: str, path: str, **options: Any) -> Any:
-        with closing(self._send(method, path, **options)) as response:
-            return json.loads(response.read())
+    def _text(self, method: str, path: str, field: str, **options: Any) -> str:
+        with closing(self._send(method, path, **options)) as response, _understood():
+            return str(json.loads(response.read())[field])
 
     def _send(self, method: str, path: str, **options: Any) -> httpx2.Response:
         """Send until it succeeds; the body of the response is not read yet. ServiceError and its relatives for all that is no success."""
@@ -130,11 +135,11 @@ class Client:
                 continue
             if response.is_success:
                 return response
-            with closing(response):
+            with closing(response), _understood():
                 failure = _failure(response.read(), response.status_code)
             if last or response.status_code not in _AGAIN or failure.code == "out_of_memory":
                 raise failure
-            time.sleep(float(response.headers.get("retry-after", 1)) * random.uniform(0.8, 1.2))
+            time.sleep(_pause(response.headers.get("retry-after", "")) * random.uniform(0.8, 1.2))
         raise AssertionError("unreachable")
 
 
@@ -189,7 +194,10 @@ class RemoteChat:
                 headers = {"X-Request-Id": f"py_{secrets.token_hex(8)}"}
                 sent = self.client._send("POST", "/v1/segment", json={**body, "image_id": self._image_id}, headers=headers)
                 with closing(sent) as response:
-                    return _streamed(response, on_text) if on_text is not None else json.loads(response.read())
+                    if on_text is not None:
+                        return _streamed(response, on_text)
+                    with _understood():
+                        return json.loads(response.read())
             except ServiceError as error:
                 if error.code not in _FORGOTTEN or attempt == 2:
                     raise
@@ -197,28 +205,48 @@ class RemoteChat:
         raise AssertionError("unreachable")
 
 
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Around the reading of a body: one that breaks off or is not ours is a ServiceError, too."""
+    try:
+        yield
+    except httpx2.TransportError as error:
+        raise ServiceError("The connection ended before the answer.", next_step="Ask again.", code="unreachable") from error
+    except (ValueError, KeyError, TypeError) as error:
+        step = "Check that the URL is that of a lisaseg server."
+        raise ServiceError("The server sent something else than an answer.", next_step=step, code="unexpected_response") from error
+
+
+def _pause(retry_after: str) -> float:
+    """Seconds to wait; a proxy on the way may have written a date instead, or nothing."""
+    return min(float(retry_after), 60.0) if retry_after.isdecimal() else 1.0
+
+
 def _streamed(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[str, Any]:
     """Follow a stream to its answer."""
     sofar = ""
     for event, data in _events(response.iter_lines()):
         if event in ("delta", "replace"):
-            sofar = data["text"] if event == "replace" else sofar + data["text"]
-            on_text(sofar)
+            with _understood():
+                sofar = data["text"] if event == "replace" else sofar + data["text"]
+            on_text(sofar)  # what it raises is the caller's
         elif event == "done":
             return data
         elif event == "error":
-            raise _error_of(data["error"], 500)
+            with _understood():
+                raise _error_of(data["error"], 500)
     raise ServiceError("The connection ended before the answer.", next_step="Ask again.", code="unreachable")
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
     """(event, data) pairs of an event stream."""
     event = ""
-    for line in lines:
-        if line.startswith("event: "):
-            event = line[7:]
-        elif line.startswith("data: "):
-            yield event, json.loads(line[6:])
+    with _understood():
+        for line in lines:
+            if line.startswith("event: "):
+                event = line[7:]
+            elif line.startswith("data: "):
+                yield event, json.loads(line[6:])
 
 
 def _encoded(image: ImageSource, picture: Picture) -> bytes:

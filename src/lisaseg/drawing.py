@@ -97,12 +97,6 @@ def draw_masks(rgb: np.ndarray, masks: np.ndarray | Sequence[np.ndarray], labels
     return _compose(rgb, masks, rows, []) if legend else _overlay(rgb, masks)
 
 
-def interior_point(mask: np.ndarray) -> tuple[int, int] | None:
-    """The pixel (x, y) that lies deepest inside a bool `(H, W)` mask, always a pixel of the mask; None if the mask is empty."""
-    found = _deepest(mask)
-    return None if found is None else found[:2]
-
-
 def _facts(area: int, pixels: int, score: float | None) -> str:
     if area == 0:
         return "empty"

@@ -96,7 +96,7 @@ class _Job:
 
 
 class Predictor:
-    """A loaded model that answers questions about pictures. Get one from `lisaseg.load`."""
+    """A loaded model that answers questions about pictures. Get one from `lisaseg.load`. For one thread at a time; `lisaseg serve` is for many."""
 
     def __init__(self, model: LisaModel, tokenizer: Tokenizer, name: str, setting: Setting | None = None) -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
@@ -105,6 +105,9 @@ class Predictor:
         self.stop_id = tokenizer.special(self.template.end)
         self.remembered_bytes: int | None = None  # the service bounds what is kept by size instead of by number
         self._remembered = PictureMemory()
+
+    def __repr__(self) -> str:
+        return f"<lisaseg.Predictor {self.name} in {self.setting} on {self.model.device}>"
 
     @property
     def counters(self) -> dict[str, int]:
@@ -141,7 +144,10 @@ class Predictor:
         return self.chat(image).ask(text, mode=mode, max_new_tokens=max_new_tokens, on_text=on_text)
 
     def ask_batch(self, pairs: Sequence[tuple[ImageSource, str]], *, mode: Mode = "auto", max_new_tokens: int = DEFAULT_NEW_TOKENS) -> list[Answer]:
-        """Ask many questions together: equal to a loop of `ask`, and faster. Answers come in the order of `pairs`."""
+        """Ask many questions together: equal to a loop of `ask`, and faster. Answers come in the order of `pairs`; their times are of all together.
+
+        Memory grows with the number of pairs: cut thousands into batches, as `lisaseg batch` does. Raises as `ask`, before anything is asked.
+        """
         if not pairs:
             return []
         jobs = [self._job(open_image(image), Conversation(), text, mode, max_new_tokens) for image, text in pairs]
@@ -195,7 +201,7 @@ class Predictor:
     def _job(self, picture: Picture, conversation: Conversation, text: str, mode: Mode, max_new_tokens: int) -> _Job:
         if mode not in self.modes:
             raise UsageError(f"Unknown mode {mode!r}.", next_step=f"Use one of: {', '.join(self.modes)}.")
-        if type(max_new_tokens) is not int or max_new_tokens < 1:
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens!r}.", next_step="Use a whole number, 1 or more.")
         instruction = clean_instruction(text)
         longer = conversation.ask(prompts.with_mode(instruction, mode, self.model.config.prompt_style))
@@ -368,6 +374,9 @@ class Chat:
         self.predictor, self.picture = predictor, picture
         self.conversation = Conversation()
         self.turns: list[Answer] = []
+
+    def __repr__(self) -> str:
+        return f"<lisaseg.Chat with {self.predictor.name} about {self.picture!r}, {len(self.turns)} turns>"
 
     def ask(
         self, text: str, *, mode: Mode = "auto", max_new_tokens: int = DEFAULT_NEW_TOKENS, on_text: Callable[[str], None] | None = None

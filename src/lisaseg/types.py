@@ -127,7 +127,7 @@ class Segment:
     """
 
     index: int
-    mask: np.ndarray
+    mask: np.ndarray = field(repr=False)
     box: tuple[int, int, int, int]
     area: int
     span: tuple[int, int]
@@ -204,6 +204,13 @@ class Answer:
 
         return answer_to_dict(self, mask_format)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Answer:
+        """What `to_dict` gave, masks in any form but "none"; without the picture (`image` is None). DataError names the field that is wrong."""
+        from lisaseg.formats.answer import answer_from_dict
+
+        return answer_from_dict(data)
+
     def to_coco(self) -> dict[str, Any]:
         """A COCO document with one image and one annotation for each segment."""
         from lisaseg.formats.answer import answer_to_coco
@@ -215,6 +222,14 @@ class Answer:
         from lisaseg.drawing import draw_answer
 
         return draw_answer(self)
+
+    def _repr_png_(self) -> bytes | None:
+        """How notebooks show an answer: as `plot` draws it; None (then they print it) without `image`."""
+        if self.image is None:
+            return None
+        from lisaseg.formats.pictures import png_bytes
+
+        return png_bytes(np.asarray(self.plot()), compress_level=3)
 
     def save(self, folder: str | Path, stem: str = "answer") -> list[Path]:
         """Write `<stem>.overlay.png`, `<stem>.mask<k>.png` (0/255) and `<stem>.json`; return the paths. Files are written aside, then renamed."""

@@ -191,12 +191,20 @@ def test_a_full_disk_stops_the_run_with_its_reason(model: Predictor, photos: Pat
 def test_a_folder_belongs_to_one_setting_and_one_run(model: Predictor, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(photos, out, "--prompt", tiny.ONE).exit_code == 0
-    for options in (["--prompt", tiny.TWO], ["--prompt", tiny.ONE, "-m", "other"], ["--prompt", tiny.ONE, "--mode", "text"]):
-        result = run(photos, out, *options)
+    for other in (["--prompt", tiny.TWO], ["-m", "other"], ["--mode", "text"], ["--quantize", "8bit"]):
+        result = run(photos, out, *([] if "--prompt" in other else ["--prompt", tiny.ONE]), *other)
         assert result.exit_code == 2 and "another run" in result.stderr
     with runner.Results(out, None, {}):
         result = run(photos, out, "--prompt", tiny.ONE)
         assert result.exit_code == 2 and "Another run is writing" in result.stderr
+
+
+def test_how_the_model_is_loaded(predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr("lisaseg.predictor.load", lambda name, **options: seen.append(options) or predictor)
+    how = ["--device", "cpu", "--dtype", "bfloat16", "--quantize", "4bit", "--device-map", "auto", "--offline"]
+    assert run(photos, tmp_path / "out", "--prompt", tiny.ONE, "--no-files", *how).exit_code == 0
+    assert seen == [{"device": "cpu", "dtype": "bfloat16", "quantize": "4bit", "device_map": "auto", "offline": True}]
 
 
 @pytest.mark.parametrize("name", ["coco", "reasonseg"])
@@ -274,6 +282,11 @@ def test_ways_to_say_what_to_do(photos: Path, tmp_path: Path) -> None:
     assert [path for path, _ in found][:2] == ["b.jpg", "b.jpg"], "questions about one picture stand together"
     shutil.copytree(photos, photos / "out")
     assert len(work(photos, prompt="x", out=photos / "out")) == 3, "the output is never searched"
+    assert len(work(f"{photos}/**/*.*g", prompt="x", out=photos / "out")) == 3, "nor by a pattern"
+    (photos / "out").rename(photos / "files")
+    assert len(work(photos, prompt="x", out=photos)) == 3, "pictures and results in one folder"
+    assert len(work(f"{photos}/**/*.*g", prompt="x", out=photos)) == 3
+    assert len(work(photos, prompt="x")) == 6, "another run's results are pictures like others"
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,8 @@ def test_ask_writes_files_and_names_them(model: StandIn, picture: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("name", "place"), [("jsonl", "street.jsonl"), ("labelme", "street.labelme"), ("yolo", "street.yolo"), ("coco", "street.coco.json")]
+    ("name", "place"),
+    [("png", "street.masks"), ("jsonl", "street.jsonl"), ("labelme", "street.labelme"), ("yolo", "street.yolo"), ("coco", "street.coco.json")],
 )
 def test_ask_writes_annotations_of_any_format(model: StandIn, picture: Path, tmp_path: Path, name: str, place: str) -> None:
     for _ in range(2):  # an earlier one is replaced
@@ -165,6 +166,8 @@ def test_a_picture_from_standard_input_is_kept_beside_its_annotations(model: Sta
 def test_a_format_needs_a_name_and_a_place(model: StandIn, picture: Path, tmp_path: Path) -> None:
     assert "-o DIR" in (result := run("ask", picture, "Where?", "--format", "coco")).stderr and result.exit_code == 2
     assert run("ask", picture, "Where?", "-o", tmp_path, "--format", "excel").exit_code == 2
+    picture.with_suffix(".json").write_text("{}")  # labelme's, say
+    assert "street.json" in (result := run("ask", picture, "Where?", "-o", picture.parent)).stderr and result.exit_code == 2
     assert not model.calls, "the model is not asked in vain"
 
 
@@ -187,7 +190,10 @@ def test_json_is_exactly_the_answer(model: StandIn, picture: Path, tmp_path: Pat
         ("segment", "no_mask_requested", 4),
         ("segment", "truncated", 4),
         ("segment", "blank", 4),
-        ("explain", "no_target", 0),
+        ("explain", "masks", 0),
+        ("explain", "no_target", 4),
+        ("instances", "no_mask_requested", 4),
+        ("reason", "no_mask_requested", 0),
         ("text", "no_mask_requested", 0),
     ],
 )
@@ -246,6 +252,7 @@ def test_bugs_are_not_hidden(model: StandIn, picture: Path) -> None:
         ["train", "r.toml", "--set", "=1"],
         ["models"],
         ["models", "pull", "no-such-model"],
+        ["models", "memory", "no-such-folder"],
         ["bench", "--runs", "0"],
     ],
 )
@@ -277,6 +284,18 @@ def test_chat_reads_lines_from_a_pipe(model: StandIn, picture: Path, tmp_path: P
     assert "Shorten it." in result.stderr and "/nonsense" in result.stderr and "/undo" in result.stderr
     assert sorted(path.name for path in (tmp_path / "all").glob("*.json")) == ["street.turn1.json", "street.turn2.json"]
     assert [path.name for path in (tmp_path / "kept").glob("*.json")] == ["street.turn1.json"]
+
+
+def test_chat_survives_lines_that_are_no_text(picture: Path) -> None:
+    """A pipe of another encoding, in a process whose standard input is strict UTF-8: the line is refused or read without those bytes."""
+    code = "import sys; sys.argv = ['lisaseg', 'chat', sys.argv[1]]\n"
+    code += "import types, lisaseg.apps.cli as c\nfrom lisaseg.tokenization import clean_instruction\n"
+    code += "class M:\n def chat(self, picture): return self\n def ask(self, text, **o): print(ascii(clean_instruction(text))); sys.exit(0)\n"
+    code += "sys.modules['lisaseg.predictor'] = types.SimpleNamespace(load=lambda *a, **o: M())  # without torch\nc.main()\n"
+    environment = {**os.environ, "PYTHONPATH": SRC, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"}
+    line = b"\xff\xfe\n \ncaf\xe9 or cat\n"
+    result = subprocess.run([sys.executable, "-c", code, picture], input=line, capture_output=True, timeout=60, env=environment)
+    assert result.returncode == 0 and result.stdout.strip() == b"'caf or cat'" and result.stderr.count(b"error: ") == 1, result
 
 
 def test_chat_ends_with_its_input(model: StandIn, picture: Path) -> None:

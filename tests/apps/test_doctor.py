@@ -70,7 +70,7 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 @pytest.mark.parametrize(("free", "level"), [(10**8, "WARN"), (10**11, "OK"), (None, "OK")])
 def test_memory(monkeypatch: pytest.MonkeyPatch, free: int | None, level: str) -> None:
-    monkeypatch.setattr(doctor, "_free_memory", lambda: free)
+    monkeypatch.setattr("lisaseg.model.host_memory.free_bytes", lambda: free)
     assert doctor._memory()[0].level == level
 
 

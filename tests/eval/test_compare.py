@@ -59,6 +59,13 @@ def test_better_everywhere_is_certain_and_better_on_one_is_not() -> None:
     assert luck.ci95[0] == 0 and luck.p == pytest.approx(2 * (29 / 30) ** 30, abs=0.03)  # twice the chance that the one is never drawn
 
 
+@pytest.mark.parametrize("pictures", [1, 2, 5, 9])
+def test_few_pictures_prove_little_however_clear_they_are(pictures: int) -> None:
+    """Of two equal models, one wins on all of so many pictures with this probability; a bootstrap of one picture would be sure of anything."""
+    (giou, ciou) = compare(report([0.9] * pictures), report([0.1] * pictures)).differences
+    assert giou.difference == pytest.approx(0.8, abs=0.01) and giou.p == ciou.p == 2.0 ** (1 - pictures)
+
+
 def test_pairing_sees_what_two_intervals_do_not() -> None:
     rng = np.random.default_rng(0)
     base = [float(x) for x in rng.uniform(0.1, 0.9, 40)]

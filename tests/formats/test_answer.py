@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +147,29 @@ def test_lone_surrogates_survive_in_the_file(tmp_path: Path) -> None:
     answer = Answer("\ud800é", "", "no_target", (), (1, 1))
     path = answer.save(tmp_path)[-1]
     assert "é" in path.read_text("utf-8") and json.loads(path.read_text("utf-8"))["text"] == "\ud800é"
+
+
+@given(answers())
+def test_answers_travel_between_processes_and_print_in_a_few_lines(answer: Answer) -> None:
+    again = pickle.loads(pickle.dumps(answer))
+    assert answer_to_dict(again) == answer_to_dict(answer) and np.array_equal(again.image, answer.image)
+    assert "array(" not in repr(answer), "masks and picture are not spelled out"
+
+
+def test_an_answer_has_its_way_back_and_a_face_in_notebooks() -> None:
+    answer = example()
+    again = Answer.from_dict(json.loads(json.dumps(answer.to_dict())))
+    assert again.to_dict() == answer.to_dict() and again.image is None and again._repr_png_() is None
+    shown = np.asarray(Image.open(io.BytesIO(answer._repr_png_() or b"")))
+    assert np.array_equal(shown, np.asarray(answer.plot()))
+
+
+def test_annotations_beside_a_picture_are_not_overwritten(tmp_path: Path) -> None:
+    """labelme and ReasonSeg call them `<stem>.json`, as we call answers."""
+    note = tmp_path / "street.json"
+    note.write_text('{"shapes": []}')
+    with pytest.raises(UsageError, match=r"street\.json"):
+        example().save(tmp_path, "street")
+    assert [path.name for path in tmp_path.iterdir()] == ["street.json"] and note.read_text() == '{"shapes": []}'
+    note.unlink()
+    assert example(2).save(tmp_path, "street") and example(1).save(tmp_path, "street"), "an answer makes room for the next"

@@ -206,7 +206,7 @@ ROWS = (
         "Z3",
         "what is hardly HTTP, on every path with 9 methods: 4xx or closed, and the server lives",
         "200 mutations each",
-        "200",
+        "1,000",
         ("server/test_gate.py::test_hardly_http",),
     ),
     Row(

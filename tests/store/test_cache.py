@@ -83,9 +83,9 @@ def test_pull_converts_once_then_opens_nothing(pinned: Any, monkeypatch: pytest.
     assert folder == language_model_dir() == pull("lisa-tiny") == cache.cache_dir() / "language_model"
     monkeypatch.setattr(cache, "convert", refuse)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    start = time.perf_counter()
+    start = time.process_time()  # other programs are not our budget
     pull("lisa-tiny", offline=True)
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from lisaseg.errors import UsageError
 from lisaseg.train.config import Recipe, StageConfig, load_recipe
+from lisaseg.train.recipe import recipe_file
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"))
 STAGED = [path for path in RECIPES if path.name.startswith("lisa-tiny")]  # the others are tested in test_lisa_start.py
@@ -108,3 +109,17 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
 def test_a_recipe_is_plain_data(small: Path) -> None:
     recipe = load_recipe(small)
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_an_installation_without_a_checkout_finds_the_recipes_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "site-packages" / "lisaseg"
+    (package / "recipes").mkdir(parents=True)
+    (package / "recipes" / "small.toml").write_text(SMALL, encoding="utf-8")
+    asked = Path("recipes/small.toml")
+    assert recipe_file(asked, package) == package / asked
+    for other in ("recipes/other.toml", "my/recipes/small.toml", "small.toml"):
+        assert recipe_file(Path(other), package) == Path(other), "a mistyped path is not another file"
+    asked.parent.mkdir()
+    asked.write_text(SMALL, encoding="utf-8")
+    assert recipe_file(asked, package) == asked, "one's own comes first"

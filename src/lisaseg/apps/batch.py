@@ -1,6 +1,6 @@
 """Many questions about many pictures into one folder: resumable, sharded, and no bad input stops it.
 
-    OUT/run.json          what was asked of which model; a folder belongs to one such setting
+    OUT/run.json          what was asked of which model, a folder belongs to one such setting; and which exports of `--format` are ours
     OUT/results.jsonl     {"path", "prompt", "files", "answer"} a pair; the line is written last and in one piece: it says that the pair is done
     OUT/failed.jsonl      {"path", "prompt", "code", "message"}; absent if nothing failed
     OUT/files/            overlay, masks and JSON of each answer, as `lisaseg ask -o` writes them
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from lisaseg.predictor import Predictor
 
 Key = tuple[str, str]  # path, prompt
+_RESULTS = re.compile(r"results(-\d+-of-\d+)?\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,11 @@ class Results:
         self.out = out
         ending = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
         self.results, self.failures = out / f"results{ending}.jsonl", out / f"failed{ending}.jsonl"
-        self.whole = shard is None
+        self.about, self.whole = out / "run.json", shard is None
         try:
             out.mkdir(parents=True, exist_ok=True)
             self.lock = FileLock(out / f".lock{ending}")
             self.lock.acquire(timeout=0)
-            self.failures.unlink(missing_ok=True)  # what failed is tried again
         except Timeout as error:
             raise UsageError(f"Another run is writing into {out}.", next_step="Wait for it, use --shard, or choose another folder.") from error
         except OSError as error:
@@ -137,7 +138,8 @@ class Results:
         self.done: dict[Key, tuple[Path, int, int]] = {}  # where each line is: file, offset, length
         try:
             self._check_setting(setting)
-            for file in sorted(out.glob("results*.jsonl"), key=lambda file: file != self.results):
+            self.failures.unlink(missing_ok=True)  # what failed is tried again
+            for file in sorted(self._files(), key=lambda file: file != self.results):
                 self._read(file)
         except BaseException:
             self.lock.release()
@@ -150,20 +152,43 @@ class Results:
         self.lock.release()
 
     def _check_setting(self, setting: dict[str, Any]) -> None:
-        path = self.out / "run.json"
-        if not path.exists():
-            write_aside(
-                path, (json.dumps({**setting, "lisaseg": __version__}, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "backslashreplace")
-            )
+        if not self.about.exists():
+            if strange := self._files():  # its end might be cut, its order changed
+                raise UsageError(f"{strange[0]} is there, but no run.json: it is of no run of ours.", next_step="Choose another folder.")
+            self._tell({**setting, "lisaseg": __version__})
             return
-        try:
-            known = json.loads(path.read_bytes())
-            differs = [name for name in setting if known.get(name) != setting[name]]
-        except (OSError, ValueError, AttributeError) as error:
-            raise UsageError(f"{path} cannot be read.", next_step="Choose another folder.") from error
+        known = self._known()
+        differs = [name for name in setting if known.get(name) != setting[name]]
         if differs:
             what = ", ".join(f"{name} was {known.get(name)!r}, now {setting[name]!r}" for name in differs)
             raise UsageError(f"{self.out} belongs to another run: {what}.", next_step="Choose another folder, or ask as before.")
+
+    def _files(self) -> list[Path]:
+        return sorted(file for file in self.out.glob("results*.jsonl") if _RESULTS.fullmatch(file.name))
+
+    def _known(self) -> dict[str, Any]:
+        try:
+            known = json.loads(self.about.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self.about} cannot be read.", next_step="Choose another folder.") from error
+        if not isinstance(known, dict):
+            raise UsageError(f"{self.about} cannot be read.", next_step="Choose another folder.")
+        return known
+
+    def _tell(self, values: dict[str, Any]) -> None:
+        write_aside(self.about, (json.dumps(values, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "backslashreplace"))
+
+    def claim(self, name: str) -> Path:
+        """A place in the folder that is to be replaced: ours if it is free or was claimed before. UsageError: somebody else's things are there."""
+        known, place = self._known(), self.out / name
+        ours = known.get("exports") or []
+        if name not in ours:
+            if place.exists() or place.is_symlink():
+                raise UsageError(
+                    f"{place} is there and is not of this run.", next_step="Move it away, or choose another folder.", code="cannot_write"
+                )
+            self._tell({**known, "exports": [*ours, name]})
+        return place
 
     def _read(self, file: Path) -> None:
         """Note the lines of a file; a torn last line of our own, from a run that was killed, is cut off."""
@@ -228,13 +253,19 @@ def run_local(worker: Worker, pairs: Sequence[Pair], batch_size: int, done: Call
             yield from worker(left)
 
 
+def export_name(name: str) -> str:
+    """What an export is called in OUT: "coco.json", "labelme"."""
+    form: Format = FORMATS.get(name)
+    return f"{form.name}{form.suffix}"
+
+
 def export(results: Results, pairs: Sequence[Pair], name: str) -> Path:
-    """Write all answers that are done in a format of `lisaseg data convert` to OUT/<format><suffix>; an earlier one is replaced. Returns its path."""
+    """Write all answers so far in a format of `lisaseg data convert` to OUT/<format><suffix>, in place of the last export. Returns its path."""
     from lisaseg.formats.answer import answer_from_dict
     from lisaseg.formats.convert import write_answers
 
     form: Format = FORMATS.get(name)
-    target = results.out / f"{form.name}{form.suffix}"
+    target = results.claim(export_name(name))
     done = (pair for pair in pairs if pair.key in results.done)
     write_answers(((answer_from_dict(json.loads(results.line(pair.key))["answer"]), Path(pair.file), pair.stem) for pair in done), form, target)
     return target

@@ -10,12 +10,13 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lisaseg.errors import UsageError
+from lisaseg.formats import FORMATS
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".mpo"})
 _LONGEST = 150  # bytes of a file's stem; file systems take 255, and endings follow
@@ -49,7 +50,7 @@ def work_list(source: str, out: Path, prompt: str | None, prompts: Path | None) 
 
     Args:
         source: a folder (searched to any depth), a glob pattern, one picture, or a JSONL file of `{"image", "text"}`.
-        out: the output folder, never searched.
+        out: the output folder, never searched; if the input lies in it, what runs write there is not.
         prompt: one question for all pictures.
         prompts: a file of questions: .txt one a line; .csv with a column `prompt` or `text` and perhaps `image`; .jsonl with these fields.
 
@@ -92,14 +93,16 @@ def _pictures(source: str, out: Path, rows: list[Row]) -> tuple[Path, list[tuple
         raise UsageError("There is no question.", next_step='Give --prompt "..." or --prompts FILE.')
     place = Path(source)
     if place.is_dir():
-        root, files = place, sorted(walk(place, out.resolve()))
+        root, files = place, sorted(walk(place, _results(out, place)))
     elif place.is_file():
         root, files = place.parent, [place]
     elif glob.has_magic(source):
         fixed = Path(source).parts
         cut = next(k for k, part in enumerate(fixed) if glob.has_magic(part))
         root = Path(*fixed[:cut]) if cut else Path()
-        files = sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())  # noqa: PTH207 - the pattern may be absolute
+        names = glob.glob(source, recursive=True)  # noqa: PTH207 - the pattern may be absolute
+        own = _results(out, root)
+        files = sorted(file for file in map(Path, names) if file.is_file() and not own & set(file.resolve().parents))
     else:
         raise UsageError(f"There is no {source}.", next_step="Give a folder, a picture, a pattern in quotes, or a JSONL file.")
     everywhere = [text for image, text in rows if image is None]
@@ -107,10 +110,17 @@ def _pictures(source: str, out: Path, rows: list[Row]) -> tuple[Path, list[tuple
     return root, found + [(image, text, "") for image, text in rows if image is not None]
 
 
-def walk(folder: Path, out: Path | None = None) -> Iterator[Path]:
-    """The pictures of a folder to any depth, without what begins with a dot and what is in `out`."""
+def _results(out: Path, root: Path) -> frozenset[Path]:
+    """Folders that hold results, which must not become input: `out`, or those that runs make in it if the pictures of `root` lie in `out`, too."""
+    out = out.resolve()
+    inside = root.resolve().is_relative_to(out)
+    return frozenset(out / name for name in ("files", *FORMATS.names())) if inside else frozenset((out,))
+
+
+def walk(folder: Path, without: Collection[Path] = ()) -> Iterator[Path]:
+    """The pictures of a folder to any depth, without what begins with a dot and what is in the folders `without` (resolved)."""
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and Path(place, name).resolve() != out)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and Path(place, name).resolve() not in without)
         yield from (Path(place, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in PICTURES)
 
 

@@ -141,12 +141,10 @@ def _batch(loaded: Predictor, rgb: np.ndarray) -> dict[str, Any]:
 
 
 def _peak_rss_mb() -> float | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    from lisaseg.model.host_memory import peak_bytes
+
+    peak = peak_bytes()
+    return None if peak is None else peak / 1e6
 
 
 def _whole_process(rgb: np.ndarray, model: str, settings: dict[str, str | None]) -> float:

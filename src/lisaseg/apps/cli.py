@@ -55,9 +55,9 @@ for group in (ask, serve, annotate, adapters, batch, data, models, train, evalua
 
 def main() -> None:
     """Entry point of `lisaseg`."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a console of another encoding shows an escape instead of failing
-            stream.reconfigure(errors="backslashreplace")
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        if hasattr(stream, "reconfigure"):  # a console or pipe of another encoding shows an escape, or loses a character, instead of failing
+            stream.reconfigure(errors=errors)
     app(prog_name="lisaseg")
 
 

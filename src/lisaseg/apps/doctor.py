@@ -143,27 +143,14 @@ def _trap() -> list[Finding]:
 
 
 def _memory() -> list[Finding]:
-    free = _free_memory()
+    from lisaseg.model.host_memory import free_bytes
+
+    free = free_bytes()
     if free is None:
         return [Finding("memory", "OK", "cannot be read on this system")]
     low = free / 1e9 < NEED_MEMORY_GB
     step = f"lisa-tiny wants about {NEED_MEMORY_GB:.0f} GB; close other programs." if low else ""
     return [Finding("memory", "WARN" if low else "OK", f"{free / 1e9:.1f} GB available", step)]
-
-
-def _free_memory() -> int | None:
-    """Bytes that a new process may use, control-group limit included; None if unknown."""
-    limits = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text("ascii").splitlines() if ":" in line)
-        limits.append(int(lines.get("MemAvailable", lines["MemFree"]).split()[0]) * 1024)
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    if not limits and hasattr(os, "sysconf"):
-        with contextlib.suppress(OSError, ValueError):
-            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return max(0, min(limits)) if limits else None
 
 
 def _existing(path: Path) -> Path:

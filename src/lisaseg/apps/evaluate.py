@@ -207,13 +207,14 @@ def percent(value: float | None) -> str:
 
 def rows_of(report: dict[str, Any]) -> list[list[str]]:
     """The report as rows (measure, value)."""
-    low, high = report.get("giou_ci95") or (None, None)
+    interval = report.get("giou_ci95")
+    spread = f"95 % interval {percent(interval[0])} to {percent(interval[1])}" if interval else "one picture: no interval"
     contaminated = {True: "YES: " + str(report.get("contamination")), False: "no", None: "unknown"}[report["contaminated"]]
     rows = [
         ["model", str(report["model"])],
         ["data", f"{report['data']} ({report['n']} queries, {report['pictures']} pictures)"],
         ["mode", str(report["mode"])],
-        ["gIoU", f"{percent(report['giou'])}  (95 % interval {percent(low)} to {percent(high)})"],
+        ["gIoU", f"{percent(report['giou'])}  ({spread})"],
         ["cIoU", percent(report["ciou"])],
         ["boundary IoU", percent(report["boundary_iou"])],
         ["Prec@0.5", percent(report["prec_at"]["0.5"])],

@@ -12,18 +12,16 @@ import math
 import operator
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
 from typing import SupportsIndex
 
 import numpy as np
 
-from lisaseg.datasets import DATASETS, SegmentationDataset
+from lisaseg.datasets import SegmentationDataset
 from lisaseg.datasets.base import Indexed
 from lisaseg.datasets.questions import conversations
-from lisaseg.datasets.refer import evaluation_images
 from lisaseg.errors import DataError, UsageError
 from lisaseg.types import Sample, Turn
 
@@ -213,36 +211,3 @@ def _slots(groups: Sequence[Group]) -> tuple[tuple[str, ...], tuple[Segmentation
     if counts.min() < 1 or counts.sum() > _LONGEST_BLOCK:
         raise UsageError(f"The rates {[group.rate for group in groups]} are too far apart.", next_step="Use rates like 9, 3, 3, 1.")
     return tuple(names), sets, counts
-
-
-def paper_mixture(
-    root: str | Path,
-    *,
-    sets: Mapping[str, Collection[str]] = PAPER_SETS,
-    rates: Mapping[str, float] = PAPER_RATES,
-    exclude: Collection[str | int | Path] | None = None,
-    seed: int = 0,
-    length: int | None = None,
-    questions: int = 3,
-    explanation: float | None = 0.1,
-    on_fault: Callable[[DataError], None] | None = None,
-) -> Mixture:
-    """The mixture of LISA's training over a data root, or any part of it.
-
-    Args:
-        root: laid out as for the reference implementation.
-        sets: group -> names of registered data sets; groups without names are left out. Training splits are read.
-        rates: group -> rate.
-        exclude: pictures to leave out of every set; the default is `evaluation_images(root)`, the val and test pictures of the referring sets.
-        seed, length, questions, explanation, on_fault: as for `Mixture`.
-
-    Raises:
-        UsageError: an unknown set or group.
-        DataError: files are missing or wrong.
-    """
-    unknown = [group for group in sets if group not in rates]
-    if unknown:
-        raise UsageError(f"The groups {unknown} have no rate.", next_step=f"Give them one; known are {', '.join(rates)}.")
-    hidden = evaluation_images(root) if exclude is None else exclude
-    groups = [Group(rates[group], {name: DATASETS.get(name)(root, exclude=hidden) for name in names}) for group, names in sets.items() if names]
-    return Mixture(groups, seed=seed, length=length, questions=questions, explanation=explanation, on_fault=on_fault)

@@ -19,7 +19,8 @@ class Difference:
     """A - B in one score. All in [-1, 1] but p.
 
     a, b: the two scores. difference: a - b. ci95: percentile bootstrap interval of the difference. p: two-sided, the share of resamples in which the
-    difference has the other sign, doubled; small = unlikely to be chance.
+    difference has the other sign, doubled; small = unlikely to be chance. The bootstrap is too sure of few pictures, so p is at least 2 / 2^pictures,
+    the chance that all of them favour one side.
     """
 
     score: str
@@ -86,7 +87,7 @@ def compare(a: Report, b: Report, *, resamples: int = 10_000, seed: int = 0) -> 
         differences = _ratio(totals[:, top], totals[:, bottom]) - _ratio(totals[:, 4 + top], totals[:, 4 + bottom])
         other = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
         low, high = np.quantile(differences, [0.025, 0.975])
-        p = min(1.0, 2 * (other + 1) / (resamples + 1))  # never 0: resampling cannot show that something is impossible
+        p = min(1.0, max(2 * (other + 1) / (resamples + 1), 2.0 ** (1 - len(sums_a))))  # never 0: resampling cannot show that something is impossible
         found.append(Difference(name, float(score_a), float(score_b), float(score_a - score_b), (float(low), float(high)), p))
     pairs = [(row["iou"], other["iou"]) for row, other in zip(a["per_sample"], b["per_sample"], strict=True)]
     better, worse = sum(x > y for x, y in pairs), sum(x < y for x, y in pairs)

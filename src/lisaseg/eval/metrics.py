@@ -210,19 +210,19 @@ class MaskMetrics:
         return dict(sorted(found.items()))
 
     def interval(self, *, by: str | None = None, resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
-        """Percentile bootstrap interval of gIoU; the same for any order of the masks. None if there are no masks.
+        """Percentile bootstrap interval of gIoU; the same for any order of the masks. None if there is nothing to draw from: fewer than two piles.
 
         Args:
             by: a tag, for example "picture": masks that share its value are drawn together, because questions about one picture succeed and fail
                 together and are no independent evidence. None, or a mask without the tag: each mask for itself.
             resamples, confidence, seed: of the bootstrap.
         """
-        if not self.counts:
-            return None
         piles: dict[tuple[str, int], list[float]] = {}
         for k, row in enumerate(sorted(self.counts, key=lambda r: r.iou)):  # sorted: the draw must not depend on the order of shards
             value = dict(row.tags).get(by, "") if by else ""
             piles.setdefault((value, -1 if value else k), []).append(row.iou)
+        if len(piles) < 2:
+            return None
         sums = np.array([[math.fsum(pile), len(pile)] for _, pile in sorted(piles.items())])
         rng = np.random.default_rng(seed)
         times = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)  # how often each is drawn

@@ -41,10 +41,10 @@ def lead(report: Report) -> str:
 
 def scores(report: Report) -> list[Score]:
     """The numbers of the report, the main one first; those without anything to measure are left out."""
-    low, high = report["giou_ci95"] or (None, None)
+    interval = report["giou_ci95"]
     found = [
         Score("gIoU", percent(report["giou"]), "The mean over all queries of IoU, the overlap of mask and truth. The main number.",
-              f"95 % interval {percent(low)} to {percent(high)}"),
+              f"95 % interval {percent(interval[0])} to {percent(interval[1])}" if interval else "one picture: no interval"),
         Score("cIoU", percent(report["ciou"]), "All overlaps together over all unions together. Large things weigh more."),
         Score("boundary IoU", percent(report["boundary_iou"]), "IoU of the outlines only, a band of 2 % of the diagonal: how clean the edges are."),
         Score("Prec@0.5", percent(report["prec_at"]["0.5"]), "Share of masks with an IoU of 50 % or more: “roughly the right thing”.",

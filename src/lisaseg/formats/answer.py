@@ -140,16 +140,16 @@ def save_answer(answer: Answer, folder: Path, stem: str) -> list[Path]:
     """Write `<stem>.overlay.png` (only if the answer holds its picture), `<stem>.mask<k>.png` (8 bit, 0 or 255, k from 1) and `<stem>.json`.
 
     Each file is written aside and renamed. Masks and overlay that an earlier answer left under the same stem are removed: the folder never mixes two.
+    A `<stem>.json` that is no answer stays: labelme and ReasonSeg keep a picture's annotations under that name beside it.
 
     Returns:
         The written paths in that order.
 
     Raises:
-        UsageError: `stem` is no plain file name, or the folder cannot be written.
+        UsageError: `stem` is no plain file name, `<stem>.json` is something else than an answer, or the folder cannot be written.
     """
-    if stem in ("", ".", "..") or stem != Path(stem).name or "\0" in stem or "\\" in stem:
-        raise UsageError(f"{stem[:80]!r} cannot start a file name.", next_step="Give a stem without folders, for example 'answer'.")
     folder = Path(folder)
+    note = place_of(folder, stem)
     written: list[Path] = []
     if answer.image is not None:
         overlay = png_bytes(np.asarray(answer.plot()), compress_level=3)  # a photo gains 4 % from level 6, and takes three times as long
@@ -158,12 +158,26 @@ def save_answer(answer: Answer, folder: Path, stem: str) -> list[Path]:
         written.append(write_aside(folder / f"{stem}.mask{k}.png", mask_png(segment.mask)))
     text = json.dumps(answer_to_dict(answer), ensure_ascii=False, indent=1) + "\n"
     # A lone surrogate becomes its JSON escape: the file stays UTF-8 and reads back the same.
-    written.append(write_aside(folder / f"{stem}.json", text.encode("utf-8", "backslashreplace")))
+    written.append(write_aside(note, text.encode("utf-8", "backslashreplace")))
     ours = re.compile(re.escape(stem) + r"\.(mask[1-9]\d*|overlay)\.png")
     for path in folder.iterdir():
         if ours.fullmatch(path.name) and path not in written:
             path.unlink(missing_ok=True)
     return written
+
+
+def place_of(folder: Path, stem: str) -> Path:
+    """The JSON file of an answer that is saved there; UsageError, as for `save_answer`, if that cannot be: known before the model is asked."""
+    if stem in ("", ".", "..") or stem != Path(stem).name or "\0" in stem or "\\" in stem:
+        raise UsageError(f"{stem[:80]!r} cannot start a file name.", next_step="Give a stem without folders, for example 'answer'.")
+    note = folder / f"{stem}.json"
+    try:
+        strange = note.is_file() and b'"raw_text"' not in note.read_bytes()
+    except OSError:  # writing will tell
+        strange = False
+    if strange:
+        raise UsageError(f"{note} is there and is no answer.", next_step="Save into another folder, or under another stem.", code="cannot_write")
+    return note
 
 
 def _segment_to_dict(segment: Segment, mask_format: MaskFormat) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 
 from lisaseg.errors import DataError, LisaSegError
 from lisaseg.formats import FEATURES, Format, rle, write_aside
+from lisaseg.formats.pictures import relative
 from lisaseg.formats.reading import picture_size, read_binary_png
 from lisaseg.imaging import open_image
 from lisaseg.types import IGNORE, TARGET, Query, Sample
@@ -147,7 +147,7 @@ def write_jsonl(samples: Iterable[Sample], path: str | Path) -> int:
             raise DataError(
                 f"Sample {sample.id!r}: its picture is not a file.", next_step="Save the picture first and build the sample with its path."
             )
-        image = os.path.relpath(sample.image, path.parent).replace(os.sep, "/")
+        image = relative(Path(sample.image), path.parent)
         for k, query in enumerate(sample.queries):
             identity = base = sample.id if k == 0 else f"{sample.id}_{k}"
             n = 1

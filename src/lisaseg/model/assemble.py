@@ -35,8 +35,8 @@ def pick_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError:
         raise UsageError(f"Unknown device {device!r}.", next_step="Use auto, cpu, cuda, cuda:1 or mps.") from None
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(chosen.type, False):
+    count = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0, "mps": int(torch.backends.mps.is_available())}
+    if (chosen.index or 0) >= count.get(chosen.type, 0):
         raise UsageError(f"The device {device!r} is not available here.", next_step="Use --device cpu, or see `lisaseg doctor`.")
     return chosen
 

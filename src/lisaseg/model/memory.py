@@ -5,17 +5,16 @@ Everything is counted on the empty model (`streaming.empty_model`), so no weight
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from lisaseg.errors import LisaSegError, ModelLoadError
+from lisaseg.model.host_memory import free_bytes
 from lisaseg.model.quantize import BYTES
 
 if TYPE_CHECKING:
@@ -103,11 +102,6 @@ def empty_public(name: str) -> LisaModel:
     return empty_model(LisaConfig(vlm=vlm, mask_decoder={"family": "sam"}, seg_hidden=values["hidden_size"], language_config=language))
 
 
-def parameters_of(model: LisaModel) -> dict[str, int]:
-    """Number of parameters of each of `PARTS`."""
-    return {part: sum(p.numel() for n, p in model.named_parameters() if n.startswith(prefix)) for part, prefix in PARTS.items()}
-
-
 def cache_bytes(model: LisaModel, setting: Setting, tokens: int) -> int:
     """Bytes of the keys and values of one conversation of `tokens`."""
     config = model.vlm.language_model.config
@@ -116,21 +110,10 @@ def cache_bytes(model: LisaModel, setting: Setting, tokens: int) -> int:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device now (swap included for the CPU); None if this system does not say."""
+    """Memory that is free on a device now (for the CPU within the limit of the container, swap included); None if this system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    if device.type != "cpu":
-        return None
-    try:
-        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
-        values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.split()[1:]}
-        return values["MemAvailable"] + values.get("SwapFree", 0)
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # macOS and Windows do not say
-        return None
+    return free_bytes(swap=True) if device.type == "cpu" else None
 
 
 def cheaper(setting: Setting, device: torch.device) -> str:

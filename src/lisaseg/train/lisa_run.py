@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from lisaseg.errors import LisaSegError, TrainingError, UsageError
+from lisaseg.model.host_memory import peak_bytes
 from lisaseg.model.published import read_json
 from lisaseg.train.lisa_checkpoint import Checkpoints, read_parameters
 from lisaseg.train.lisa_config import LisaRecipe
@@ -179,12 +179,10 @@ def measure_step(trainer: Trainer) -> list[str]:
         seconds = time.perf_counter() - began
     whole = seconds * recipe.optim.accumulation
     cuda = accelerator.device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if cuda else peak_bytes()
     what, steps = "on the GPU" if cuda else "of the process, loading included", recipe.optim.steps
-    return [
-        f"on this machine a micro-batch takes {seconds:.2f} s, a step about {whole:.1f} s, {steps} steps {duration(whole * steps)}",
-        f"memory at the peak {what}: {peak / 2**30:.2f} GiB (AdamW comes on top)",
-    ]
+    lines = [f"on this machine a micro-batch takes {seconds:.2f} s, a step about {whole:.1f} s, {steps} steps {duration(whole * steps)}"]
+    return lines if peak is None else [*lines, f"memory at the peak {what}: {peak / 2**30:.2f} GiB (AdamW comes on top)"]
 
 
 def cheaper(recipe: LisaRecipe) -> str:

@@ -21,6 +21,13 @@ class Strict(BaseModel):
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
+def recipe_file(path: Path, package: Path = Path(__file__).parents[1]) -> Path:
+    """The file; or, if there is none and it is called `recipes/<name>`, what came with the package under that name: an installation has no `recipes/`
+    beside it, and the documentation speaks of them."""
+    shipped = package / "recipes" / path.name
+    return shipped if path.parent == Path("recipes") and not path.exists() and shipped.is_file() else path
+
+
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The values of a recipe file with `key.path=value` overrides applied (a value is TOML; a bare word is a string).
 
@@ -28,9 +35,11 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         UsageError: the file is missing or is not TOML, or an override has no "=" or does not fit the file.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(recipe_file(path).read_text(encoding="utf-8"))
     except OSError:
-        raise UsageError(f"There is no recipe file {path}.", next_step="See the recipes/ folder.") from None
+        raise UsageError(
+            f"There is no recipe file {path}.", next_step="Name a TOML file, or recipes/finetune.toml and others of the package."
+        ) from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not a text file.", next_step="A recipe is TOML in UTF-8, see the recipes/ folder.") from None
     except tomllib.TOMLDecodeError as error:

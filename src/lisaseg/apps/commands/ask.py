@@ -57,12 +57,16 @@ def ask(
     """Ask one question about one picture."""
     from lisaseg.apps import console
     from lisaseg.formats import FORMATS
+    from lisaseg.formats.answer import place_of
+    from lisaseg.prompts import MASK_MODES
 
     if formats and out is None:
         raise UsageError("--format says what to write, but not where.", next_step="Add -o DIR.")
     for name in formats or []:
         FORMATS.get(name)  # an unknown one must fail before the model is loaded
     picture, stem = picture_and_stem(image)
+    if out is not None:
+        place_of(out, stem)
     limits: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     answer = load_predictor(model, device, dtype, offline, quantize, device_map).ask(picture, text, mode=mode, **limits)
     files = answer.save(out, stem) if out is not None else []
@@ -73,7 +77,7 @@ def ask(
     else:
         console.show_answer(answer, files)
     found = any(segment.area for segment in answer.segments)
-    if not found and (mode == "segment" or (mode == "auto" and answer.status == "no_target")):
+    if not found and (mode in MASK_MODES or answer.status == "no_target"):
         raise typer.Exit(NO_MASK)
 
 
@@ -85,13 +89,14 @@ def _written(answer: Answer, picture: Any, out: Path, stem: str, form: Format) -
 
     if not isinstance(picture, Path):
         picture = write_aside(out / f"{stem}.png", png_bytes(picture))
-    target = out / (f"{stem}{form.suffix}" if form.suffix == f".{form.name}" else f"{stem}.{form.name}{form.suffix}")
+    ending = "masks" if form.name == "png" else form.name  # a folder called street.png would be taken for a picture, or meet one
+    target = out / (f"{stem}{form.suffix}" if form.suffix == f".{form.name}" else f"{stem}.{ending}{form.suffix}")
     write_answers([(answer, picture, stem)], form, target)
     return target
 
 
 def chat(
-    image: ImageArgument,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Path of a picture.")],
     model: ModelOption = DEFAULT_MODEL,
     out: OutOption = None,
     mode: ModeOption = "auto",

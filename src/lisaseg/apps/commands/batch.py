@@ -11,12 +11,14 @@ import typer
 
 from lisaseg.apps.commands.options import (
     DEFAULT_MODEL,
+    DeviceMapOption,
     DeviceOption,
     DtypeOption,
     FormatsOption,
     ModelOption,
     ModeOption,
     OfflineOption,
+    QuantizeOption,
     TokensOption,
     load_predictor,
 )
@@ -51,11 +53,13 @@ def batch(
     workers: Annotated[int, typer.Option(min=1, help="Of ray: models loaded at the same time.")] = 1,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = None,
+    device_map: DeviceMapOption = None,
     offline: OfflineOption = False,
     max_new_tokens: TokensOption = None,
 ) -> None:
     """Ask about many pictures: resumable, sharded; what fails is listed in failed.jsonl and the exit code is 1."""
-    from lisaseg.apps.batch import Results, export
+    from lisaseg.apps.batch import Results, export, export_name
     from lisaseg.apps.batch_inputs import in_shard, work_list
     from lisaseg.formats import FORMATS
 
@@ -64,12 +68,15 @@ def batch(
         FORMATS.get(name)  # an unknown one must fail now, not after hours
     everything = work_list(source, out, prompt, prompts)
     pairs = [pair for pair in everything if part is None or in_shard(pair, part)]
-    setting = {"model": model, "mode": mode, "max_new_tokens": max_new_tokens, "prompt": prompt}
+    setting = {"model": model, "mode": mode, "max_new_tokens": max_new_tokens, "prompt": prompt, "quantize": quantize}
     with Results(out, part, setting) as results:
+        for name in (formats or []) if part is None else []:
+            results.claim(export_name(name))  # what is in the way must be told now, too
         before = sum(pair.key in results.done for pair in pairs)
         begin, counts = time.perf_counter(), Counter[str]()
         if before < len(pairs):
-            options = {"name": model, "device": device, "dtype": dtype, "offline": offline}
+            options: dict[str, Any] = {"name": model, "device": device, "dtype": dtype, "offline": offline}
+            options |= {"quantize": quantize, "device_map": device_map}
             limits = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
             outcomes = _outcomes(engine, workers, options, pairs, batch_size, results, (out if files else None, mode, limits))
             for outcome in _with_progress(outcomes, len(pairs) - before):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lisaseg.apps.commands.options import DEFAULT_MODEL, DeviceOption, DtypeOption, OfflineOption, load_predictor
+from lisaseg.errors import UsageError
 
 if TYPE_CHECKING:
     from lisaseg.predictor import Predictor
@@ -102,6 +103,10 @@ def models_memory(
     from lisaseg.model.published import read_config
     from lisaseg.model.streaming import empty_model
 
+    if folder is not None and not folder.is_dir():
+        raise UsageError(
+            f"There is no folder {folder}.", next_step="Give the folder of a published checkpoint, or leave it out for the public sizes."
+        )
     models = {name: empty_public(name) for name in PUBLIC} if folder is None else {folder.name: empty_model(read_config(folder, offline=True)[0])}
     tables = {name: memory_table(model) for name, model in models.items()}
     if as_json:

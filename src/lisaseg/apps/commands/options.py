@@ -24,8 +24,8 @@ ModeOption = Annotated[
     Mode,
     typer.Option(
         "--mode",
-        help="auto: the model decides; segment: always a mask; explain: mask and reason; text: words only. The others are LISA++'s: a mask for each "
-        "object; reasoning step by step.",
+        help="auto: the model decides; segment: a mask, or a stated refusal; explain: mask and reason; text: words only. The others are LISA++'s: a "
+        "mask for each object; reasoning step by step.",
     ),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write overlay, masks and JSON here.")]

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file, see recipes/.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file; recipes/finetune.toml and others come with the package.")],
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Override one value; may be repeated.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe, data and model, then stop.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint of the run, if there is one.")] = True,
