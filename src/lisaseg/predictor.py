@@ -23,7 +23,7 @@ from lisaseg.imaging import ImageSource, Picture, Placement, open_image
 from lisaseg.model.lisa import LisaModel
 from lisaseg.model.memory import Setting, within_memory
 from lisaseg.model.remembering import PictureMemory
-from lisaseg.model.weighing import weigh_names
+from lisaseg.model.weighing import Priors, weigh_names
 from lisaseg.startup import collector_paused
 from lisaseg.tokenization import Tokenizer, clean_instruction
 from lisaseg.types import MODES, PLUS_MODES, SEG_TEXT, Answer, Mode, Segment, Status, Turn
@@ -74,13 +74,14 @@ class Encoded:
     """A picture that the model has looked at.
 
     features: mask features, made when the first mask is needed. placement: where the picture lies on the canvas of the masks; None until then if the
-    mask decoder has pixels of its own.
+    mask decoder has pixels of its own. priors: see `weigh_names`.
     """
 
     picture: Picture
     placement: Placement | None
     context: ImageContext
     features: Any = field(default=None)
+    priors: Priors = field(default_factory=dict)
 
 
 @dataclass
@@ -205,7 +206,7 @@ class Predictor:
             raise UsageError(f"max_new_tokens is {max_new_tokens!r}.", next_step="Use a whole number, 1 or more.")
         instruction = clean_instruction(text)
         longer = conversation.ask(prompts.with_mode(instruction, mode, self.model.config.prompt_style))
-        ids = self.tokenizer.encode(render(longer, self.template), self.model.vlm.n_image_tokens).ids
+        ids = self._ids(longer)
         limit = int(self.model.vlm.language_model.config.max_position_embeddings)
         if len(ids) + max_new_tokens > limit:
             raise InstructionError(
@@ -214,6 +215,9 @@ class Predictor:
                 code="prompt_too_long",
             )
         return _Job(picture, longer, mode, ids, instruction)
+
+    def _ids(self, conversation: Conversation) -> list[int]:
+        return self.tokenizer.encode(render(conversation, self.template), self.model.vlm.n_image_tokens).ids
 
     @within_memory
     def _answer(
@@ -244,9 +248,10 @@ class Predictor:
         """The answer with the name that fits the picture best; see `weigh_names`."""
         if job.mode == "text":
             return row
-        floor = float(self.model.config.min_score) if job.mode == "auto" else 0.0
-        encoded, asked = job.encoded, job.instruction
-        return weigh_names(self.model, self.tokenizer, job.ids, asked, encoded.context, row, lambda states: self._decode(encoded, states)[1], floor)
+        floor = float(self.model.config.min_score) if job.mode in prompts.DOUBTED_MODES else 0.0
+        it, neutral = job.encoded, self._ids(Conversation().ask(prompts.NEUTRAL_QUESTION))
+        about = (job.ids, job.instruction, it.context, row, lambda states: self._decode(it, states)[1], neutral, it.priors)
+        return weigh_names(self.model, self.tokenizer, *about, floor)
 
     def _generate(
         self,
@@ -291,7 +296,7 @@ class Predictor:
         for job, n in zip(jobs, wanted, strict=True):
             answer = self.model.config.evaluation_answer.replace(SEG_TEXT, ", ".join([SEG_TEXT] * n))
             turn = Turn(job.conversation.turns[-1].instruction, answer, (np.zeros((1, 1), np.uint8),) * n)
-            ids.append(self.tokenizer.encode(render(job.conversation.answer(turn), self.template), self.model.vlm.n_image_tokens).ids)
+            ids.append(self._ids(job.conversation.answer(turn)))
             row = torch.tensor(ids[-1], device=self.model.device)
             embeds.append(self.model.vlm.embed(row[None], job.encoded.context.tokens, row.new_zeros(1))[0])
         feed, mask = left_pad(embeds)
@@ -349,7 +354,7 @@ class Predictor:
     ) -> tuple[Conversation, Answer]:
         ids = row.ids[:-1] if row.ids and row.ids[-1] == self.stop_id else row.ids
         raw = self.tokenizer.decode(ids).strip()
-        if job.mode == "auto" and masks and all(s is not None and s < self.model.config.min_score for s in scores):
+        if job.mode in prompts.DOUBTED_MODES and masks and all(s is not None and s < self.model.config.min_score for s in scores):
             raw, masks = prompts.NO_TARGET, []  # the decoder found nothing that looks like what the answer names
         text, places, phrases = spans(raw)
         segments = tuple(Segment.from_mask(k, m, places[k], scores[k], phrases[k]) for k, m in enumerate(masks))

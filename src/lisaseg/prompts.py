@@ -42,6 +42,7 @@ SEGMENT_SENTENCE = "{text} Please output segmentation mask."
 
 ANSWER_NAMED = f"It is the {{name}} {SEG_TEXT}."
 ANSWER_UNNAMED = f"It is {SEG_TEXT}."
+NEUTRAL_QUESTION = SEGMENT_PHRASE.replace("{text} ", "")  # asks for nothing in particular: what is answered then is habit
 NAMED_OPENING = "It is the"  # what stands before the name
 FORCED_OPENING = "It is"  # put before a [SEG] that the user insists on
 NO_TARGET = "There is no such thing in this picture."
@@ -75,6 +76,7 @@ _OPENERS = frozenset(
 )
 
 
+DOUBTED_MODES = frozenset(("auto", "explain"))  # in which a mask that scores too little becomes a refusal
 MASK_MODES = frozenset(("segment", "explain", "instances", "explain_instances"))  # in which an answer without a mask is asked for again
 # LISA++ (arXiv 2312.17240) tells the model its task in a sentence behind the question; these are the sentences of its training.
 TASKS: dict[str, str] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from lisaseg import prompts
 from lisaseg.model.lisa import LisaModel
 from lisaseg.tokenization import Tokenizer
 from lisaseg.vlms.base import Generation, ImageContext
+
+Priors = dict[tuple[int, ...], float]  # ids of "It is the NAME [SEG]" -> log p of its name in one picture when nothing in particular is asked
 
 _SMALL = frozenset(("the", "a", "an", "her", "his", "their", "its", "this", "that"))
 NAME_TEMPERATURE = 1.5  # the language model is too sure of its names; chosen on validation queries, see the model card of lisa-tiny
@@ -25,12 +27,17 @@ def weigh_names(
     context: ImageContext,
     row: Generation,
     estimate: Callable[[Tensor], Tensor],
+    neutral: list[int],
+    priors: Priors,
     floor: float = 0.0,
 ) -> Generation:
     """Of the names that are seen in the picture and the one that was generated, give the best.
 
-    "what would you stand on to ride a wave" makes "wave" likely although there may be none; its mask scores low, the surfboard's high. The
-    worth of a name is log p(name) / temperature + log(estimated IoU of its mask). Only short answers "It is the NAME [SEG]." are weighed.
+    "what would you stand on to ride a wave" makes "wave" likely although there may be none; its mask scores low, the surfboard's high. And "person"
+    is likely whatever is asked, so what counts is how much likelier the question makes a name than it is without one (pointwise mutual information,
+    as in arXiv 2104.08315). The worth of a name is
+        (log p(name | question) - prior_share * log p(name | no question)) / temperature + log(estimated IoU of its mask).
+    Only short answers "It is the NAME [SEG]." are weighed.
 
     Args:
         prompt: ids of the question, with the picture's slot. instruction: what the user typed; if it asks for the generated name outright, that is
@@ -38,6 +45,7 @@ def weigh_names(
         context: the picture.
         row: what was generated.
         estimate: states (n, D) behind `[SEG]` -> estimated IoU of their masks (n,).
+        neutral: ids of `prompts.NEUTRAL_QUESTION` with the picture's slot. priors: what is known of the picture's names without a question; grows.
         floor: an answer whose own mask is estimated below this is left as it is: what it names is not there, so it will become a refusal, and
             a better-looking mask of another thing would only hide that.
     """
@@ -51,16 +59,37 @@ def weigh_names(
     if asks_by_name(instruction, tokenizer.decode(row.ids[len(opening) : at])):
         return row
     names = [config.nouns[i] for i in model.vlm.seen_names(context, config.candidates)]
-    ways = [row.ids[: at + 1], *([*tokenizer.plain(f"{prompts.NAMED_OPENING} {name}"), seg] for name in names)]
-    ids = torch.tensor(prompt, device=model.device)
-    embeds = model.vlm.embed(ids[None], context.tokens, torch.zeros(1, dtype=torch.long, device=ids.device))[0]
-    logp, states = model.vlm.score_continuations(embeds, ways)
+    seen = [[*tokenizer.plain(f"{prompts.NAMED_OPENING} {name}"), seg] for name in names]
+    ways = [row.ids[: at + 1], *seen]
+    likely, states = name_likelihoods(model, prompt, context, ways, len(opening))
+    if config.prior_share:
+        prior = name_priors(lambda some: name_likelihoods(model, neutral, context, some, len(opening))[0], ways[0], seen, priors)
+        likely = likely - config.prior_share * prior.to(likely)
     scores = estimate(states)
-    worth = logp[:, len(opening) :].sum(1) / NAME_TEMPERATURE + scores.clamp(min=1e-3).log()
+    worth = likely / NAME_TEMPERATURE + scores.clamp(min=1e-3).log()
     best = int(worth.argmax())
     if best == 0 or float(scores[0]) < floor:
         return row
     return Generation(ways[best] + row.ids[at + 1 :], [states[best]], row.finished)
+
+
+def name_likelihoods(model: LisaModel, prompt: list[int], context: ImageContext, ways: Sequence[list[int]], opening: int) -> tuple[Tensor, Tensor]:
+    """log p (n,) of what follows the first `opening` ids of each way to answer, and the states (n, D) behind their `[SEG]`."""
+    ids = torch.tensor(prompt, device=model.device)
+    embeds = model.vlm.embed(ids[None], context.tokens, torch.zeros(1, dtype=torch.long, device=ids.device))[0]
+    logp, states = model.vlm.score_continuations(embeds, ways)
+    return logp[:, opening:].sum(1), states
+
+
+def name_priors(score: Callable[[Sequence[list[int]]], Tensor], own: list[int], seen: Sequence[list[int]], known: Priors) -> Tensor:
+    """What `score` says (1 + n,) of the generated way to answer and of the n seen ones, looked up or added to `known`.
+
+    The seen ones are always scored together and another one alone, so that no number depends on what was asked about the picture before.
+    """
+    for ways in (seen, [own]):
+        if ways and tuple(ways[0]) not in known:
+            known |= {tuple(way): value for way, value in zip(ways, score(ways).tolist(), strict=True)}
+    return torch.tensor([known[tuple(way)] for way in (own, *seen)])
 
 
 def asks_by_name(instruction: str, name: str) -> bool:
