@@ -10,7 +10,7 @@ import base64
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -59,6 +59,7 @@ class Integration:
         return importlib.import_module(f"lisaseg.apps.server.routes.{self.module}")
 
 
+IntegrationName = Literal["label-studio", "x-anylabeling", "mcp"]  # the names of INTEGRATIONS, for the contract; a test holds the two together
 INTEGRATIONS = {
     "label-studio": Integration("label_studio", "/integrations/label-studio/", basic_password),
     "x-anylabeling": Integration("x_anylabeling", "/integrations/x-anylabeling/", token_header),
