@@ -60,7 +60,7 @@ test-contracts: setup
 	@grep -v '^pillow==' constraints.txt > $(CONTRACTS)/constraints.txt
 	@echo "installing into $(CONTRACTS) (1 GB, minutes); that mcp wants a newer sse-starlette than fiftyone is known: nothing here uses mcp"
 	@$(CONTRACTS)/bin/python -m pip install -qq --disable-pip-version-check -c $(CONTRACTS)/constraints.txt -e ".[contracts]"
-	@QT_QPA_PLATFORM=offscreen $(CONTRACTS)/bin/python -m pytest -q --no-header -rs -m "not long and not web" tests/formats/test_vendors.py tests/server/test_gradio.py tests/server/test_label_studio.py
+	@QT_QPA_PLATFORM=offscreen $(CONTRACTS)/bin/python -m pytest -q --no-header -rs -m "not long and not web" tests/formats/test_vendors.py tests/server/test_gradio.py tests/server/test_label_studio.py tests/server/test_label_studio_files.py
 
 # The pictures of the page in docs/images, by the same test that looks at them.
 screenshots: setup

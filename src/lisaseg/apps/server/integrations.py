@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from lisaseg.apps.server.schemas import ImageInput
     from lisaseg.apps.server.service import Service
+    from lisaseg.apps.server.storage import StoredImage
     from lisaseg.types import Mode
 
 
@@ -72,10 +72,9 @@ def names_in(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip().lower())))
 
 
-async def ask(service: Service, request: Request, owner: str, image: ImageInput, prompt: str, mode: Mode) -> dict[str, Any]:
+async def ask(service: Service, request: Request, owner: str, stored: StoredImage, prompt: str, mode: Mode) -> dict[str, Any]:
     """One question without history, in the usual way of a question; the answer with masks as RLE. ApiError."""
     from lisaseg.apps.server.schemas import Ask
 
-    stored = await service.pictures.from_input(owner, image)
     job = service.job(owner, stored, Ask(mode=mode), prompt, mode, [])
     return await service.begin(job, stored).answer(request)
