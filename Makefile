@@ -69,6 +69,7 @@ screenshots: setup
 
 # All that is marked long, and the tests of the service at their long size (tests/server/sizes.py): hours. LISASEG_SOAK_MINUTES=480 for a night of load.
 test-long: setup
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
 	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
 	@LISASEG_TEST_SIZE=long $(BIN)/python -m pytest -q --no-header -m "(long or serve) and not web"
 

@@ -90,7 +90,7 @@ def installed(folder: Path, name: str, version: str, *lines: str) -> None:
 
 def test_every_extra_of_users_is_reported_and_none_is_loaded() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
-    assert set(doctor.EXTRAS) == set(project["optional-dependencies"]) - {"contracts", "browser", "dev"}
+    assert set(doctor.EXTRAS) == set(project["optional-dependencies"]) - {"contracts", "browser", "fuzz", "dev"}
     before = set(sys.modules)
     found = by_name(doctor._extras())
     assert {f"lisaseg[{extra}]" for extra in doctor.EXTRAS} | set(doctor.OTHERS) == set(found)
