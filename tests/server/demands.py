@@ -161,11 +161,11 @@ ROWS = (
     Row(
         "I",
         "over 300 pictures of every kind and harm through Python, command line, HTTP and page",
-        "all, the refused, all, every 12th",
+        "all, all, all, every 12th",
         "all through the page too",
         (
             "test_imaging.py::test_every_file_of_the_corpus_gets_its_outcome",
-            "apps/test_batch.py::test_corpus_of_bad_pictures",
+            "server/test_corpora_commands.py::test_pictures",
             "server/test_corpora.py::test_pictures",
             "web/test_corpora.py::test_pictures",
         ),
@@ -173,11 +173,11 @@ ROWS = (
     Row(
         "P",
         "over 400 prompts through tokenizer, command line, HTTP and page: no special token, no mask, no markup",
-        "all, -, all, every 25th",
+        "all, all, all, every 25th",
         "all through each",
         (
             "test_tokenization.py::test_instructions_never_become_special_tokens",
-            "apps/test_batch.py::test_corpus_of_prompts",
+            "server/test_corpora_commands.py::test_prompts",
             "server/test_corpora.py::test_prompts_get_their_codes",
             "server/test_corpora.py::test_prompts_make_no_masks",
             "web/test_corpora.py::test_prompts",
