@@ -25,10 +25,15 @@ with atheris.instrument_imports(include=["PIL", "lisaseg", "json"]):
     from lisaseg.apps.server.bodies import parse
     from lisaseg.apps.server.catalogue import ApiError, from_lisaseg
     from lisaseg.apps.server.integrations import INTEGRATIONS
+    from lisaseg.apps.server.routes import export as exporting
+    from lisaseg.apps.server.schemas import ExportRequest
     from lisaseg.errors import LisaSegError
     from lisaseg.formats import rle
+    from lisaseg.formats.answer import answer_to_dict
     from lisaseg.imaging import ImageLimits, open_image
+    from lisaseg.types import Answer, Segment
 
+exporting.MAX_MASK_PIXELS = 100_000  # more is right and slow
 SMALL = ImageLimits(max_pixels=250_000, max_side=2_000)
 BODIES = (*REQUESTS, *(model for name, tool in INTEGRATIONS.items() if name != "mcp" for model in tool.load().REQUESTS))
 
@@ -83,13 +88,25 @@ def request(data: bytes) -> None:
         said(error)
 
 
+def export(data: bytes) -> None:
+    """Answers that somebody sends become a file, in JSON that everybody can read, or an error of the catalogue."""
+    try:
+        body = parse(data[1:], ExportRequest)
+        if body.to in ("json", "coco", "masks", "zip"):  # the others need a picture
+            written = exporting._write(body, "a", None, SMALL)
+            if body.to in ("json", "coco"):
+                json.loads(written, parse_constant=int)  # Infinity and NaN are no JSON
+    except ApiError as error:
+        said(error)
+
+
 def planted(data: bytes) -> None:
     """Has a fault, so that a test can see that faults are found."""
     if data[:2] == b"no":
         raise KeyError("not one of ours")
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"image": image, "runs": runs, "request": request, "planted": planted}
+TARGETS: dict[str, Callable[[bytes], None]] = {"image": image, "runs": runs, "request": request, "export": export, "planted": planted}
 
 
 def seeds(name: str) -> list[bytes]:
@@ -116,6 +133,12 @@ def seeds(name: str) -> list[bytes]:
             {"model": "lisa-tiny", "image": url, "params": {"text_prompt": "x", "epsilon_factor": 0.001, "conf_threshold": 0.5}},
         ]
         return [bytes([k]) + json.dumps(body).encode() for k in range(len(BODIES)) for body in bodies]
+    if name == "export":
+        mask = np.eye(3, 4, dtype=bool)
+        segments = (Segment.from_mask(0, mask, (6, 14), 0.5, "a cup"), Segment.from_mask(1, ~mask, (15, 23)))
+        answer = Answer("It is [mask 1] [mask 2].", "It is [SEG] [SEG].", "masks", segments, (3, 4), "a cup", "m")
+        bodies = [{"answers": [answer_to_dict(answer)] * n, "to": to, "labels": ["x"], "name": "n"} for n in (1, 2) for to in ("json", "coco", "zip")]
+        return [b" " + json.dumps(body).encode() for body in bodies]
     return [b"yes"]
 
 
@@ -131,10 +154,9 @@ def mutate(data: bytes, size: int, seed: int) -> bytes:
         return atheris.Mutate(data, size)
     for holder, key in rng.choices(places, k=rng.randint(1, 3)):
         _, other = rng.choice(places)
-        holder[key] = rng.choice(
-            [None, True, -1, 0, 3, 1e999, 2**70, "", "x", "[SEG]", "\ud800", "\0", [], [holder[key]] * 3, {}, {other: holder[key]}]
-        )
-    changed = data[:1] + json.dumps(value).encode()
+        values = [None, True, -1, 0, 3, 1e999, 2**70, int("9" * 400), "", "x", "[SEG]", "\ud800", "\0"]
+        holder[key] = rng.choice([*values, [], [holder[key]] * 3, {}, {other: holder[key]}])
+    changed = data[:1] + json.dumps(value).replace("Infinity", "1e999").encode()
     return changed if len(changed) <= size else atheris.Mutate(data, size)
 
 
@@ -150,7 +172,7 @@ def main(name: str, folder: str, *options: str) -> None:
     warnings.simplefilter("ignore")
     for k, seed in enumerate(seeds(name)):
         (Path(folder) / f"seed-{k}").write_bytes(seed)
-    atheris.Setup([sys.argv[0], folder, *options], TARGETS[name], custom_mutator=mutate if name in ("runs", "request") else None)
+    atheris.Setup([sys.argv[0], folder, *options], TARGETS[name], custom_mutator=mutate if name in ("runs", "request", "export") else None)
     atheris.Fuzz()
 
 

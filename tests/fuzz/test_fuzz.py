@@ -28,7 +28,7 @@ def fuzz(target: str, folder: Path, seconds: int) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace", check=False)
 
 
-@pytest.mark.parametrize("target", ["image", "runs", "request"])
+@pytest.mark.parametrize("target", ["image", "runs", "request", "export"])
 def test_nothing_but_our_own_errors_comes_out(target: str, tmp_path: Path) -> None:
     run = fuzz(target, tmp_path, SECONDS)
     found = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}

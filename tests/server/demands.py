@@ -187,7 +187,7 @@ ROWS = (
         "Z1",
         "mutated pictures and bodies: read or refused with a code below 500, nothing of the inside in it",
         "10,000, and 950 over HTTP",
-        "1,000,000, and 95,000 over HTTP; a minute of libFuzzer (atheris) each for pictures, run lengths and bodies",
+        "1,000,000, and 95,000 over HTTP; a minute of libFuzzer (atheris) each for pictures, run lengths, bodies and exports",
         (
             "server/test_corpora.py::test_mutations_are_read_or_refused",
             "server/test_corpora.py::test_bytes_of_any_form",
