@@ -58,8 +58,9 @@ test-contracts: setup
 	@test -x $(CONTRACTS)/bin/python || $(BIN)/python -m venv $(CONTRACTS)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(CONTRACTS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
 	@grep -v '^pillow==' constraints.txt > $(CONTRACTS)/constraints.txt
+	@echo "installing into $(CONTRACTS) (1 GB, minutes); that mcp wants a newer sse-starlette than fiftyone is known: nothing here uses mcp"
 	@$(CONTRACTS)/bin/python -m pip install -qq --disable-pip-version-check -c $(CONTRACTS)/constraints.txt -e ".[contracts]"
-	@QT_QPA_PLATFORM=offscreen $(CONTRACTS)/bin/python -m pytest -q --no-header -rs -m "not long and not web" tests/formats/test_vendors.py tests/server/test_gradio.py tests/server/test_label_studio.py
+	@QT_QPA_PLATFORM=offscreen $(CONTRACTS)/bin/python -m pytest -q --no-header -rs -m "not long and not web" tests/formats/test_vendors.py tests/server/test_gradio.py tests/server/test_label_studio.py tests/server/test_label_studio_files.py
 
 # The pictures of the page in docs/images, by the same test that looks at them.
 screenshots: setup
@@ -68,6 +69,7 @@ screenshots: setup
 
 # All that is marked long, and the tests of the service at their long size (tests/server/sizes.py): hours. LISASEG_SOAK_MINUTES=480 for a night of load.
 test-long: setup
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
 	@$(BIN)/lisaseg models pull lisa-tiny > /dev/null
 	@LISASEG_TEST_SIZE=long $(BIN)/python -m pytest -q --no-header -m "(long or serve) and not web"
 

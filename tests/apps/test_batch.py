@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests import tiny_random as tiny
-from tests.corpora.images import ACCEPT, image_cases
-from tests.corpora.instructions import instruction_cases
 from typer.testing import CliRunner, Result
 
 from lisaseg.apps import batch as runner
@@ -223,37 +221,6 @@ def test_answers_in_other_formats(model: Predictor, photos: Path, questions: Pat
     assert run(photos, out, "--prompts", questions, "--format", name).exit_code == 0, "an earlier export is replaced"
     assert sorted(path.name for path in out.iterdir()) == first
     assert run(photos, tmp_path / "new", "--prompts", questions, "--format", "nonsense").exit_code == 2 and not (tmp_path / "new").exists()
-
-
-def test_corpus_of_bad_pictures(model: Predictor, tmp_path: Path) -> None:
-    """Every file of the corpus that must be refused and some that must not, in one run: each is answered or listed with its code."""
-    every = [case for case in image_cases("damaged", "foreign", "truncated", "bombs", "shapes") if len(case.data) < 10**6]
-    good = [case for case in every if case.expected == ACCEPT]
-    cases = {f"{k:03}.png": case for k, case in enumerate([case for case in every if case.expected != ACCEPT] + good[::8])}
-    (tmp_path / "in").mkdir()
-    for name, case in cases.items():
-        (tmp_path / "in" / name).write_bytes(case.data)
-    result = run(tmp_path / "in", tmp_path / "out", "--prompt", tiny.GREETING, "--no-files")
-    assert result.exit_code == 1 and result.exception.__class__ is SystemExit
-    done = {record["path"] for record in lines(tmp_path / "out/results.jsonl")}
-    failed = {record["path"]: record for record in lines(tmp_path / "out/failed.jsonl")}
-    assert len(cases) > 100 and done | set(failed) == set(cases) and not done & set(failed)
-    for name, case in cases.items():
-        assert (name in done) == (case.expected == ACCEPT), case.name
-        if name in failed:
-            assert failed[name]["code"] == case.expected and name in failed[name]["message"] and "0x" not in failed[name]["message"]
-
-
-@pytest.mark.long
-def test_corpus_of_prompts(model: Predictor, photos: Path, tmp_path: Path) -> None:
-    texts = [case.text for case in instruction_cases()]
-    rows = [{"image": "b.png", "text": text} for text in texts if text.strip()]
-    (photos / "pairs.jsonl").write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-    result = run(photos / "pairs.jsonl", tmp_path / "out", "--mode", "text", "--max-new-tokens", 1, "--no-files", "--batch-size", 32)
-    assert result.exit_code in (0, 1), result.output
-    answered, failed = (lines(tmp_path / "out" / name) for name in ("results.jsonl", "failed.jsonl"))
-    assert len(answered) + len(failed) == len({row["text"].strip() for row in rows}) > 100
-    assert {record["code"] for record in failed} <= {"prompt_empty", "prompt_too_long"}
 
 
 def test_lines_that_are_no_question_are_listed(model: Predictor, photos: Path, tmp_path: Path) -> None:

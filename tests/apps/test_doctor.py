@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
     def broken() -> list[doctor.Finding]:
         raise RuntimeError("no such sensor")
 
-    for name in ("_torch", "_lisa_tiny", "_disk", "_trap"):  # the slow ones
+    for name in ("_torch", "_lisa_tiny", "_disk", "_trap", "_extras"):  # the slow ones
         monkeypatch.setattr(doctor, name, list)
     monkeypatch.setattr(doctor, "_memory", broken)
     finding = by_name(doctor.examine())["memory"]
@@ -78,3 +79,46 @@ def test_too_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_cores", lambda: 0)
     finding = by_name(doctor._torch())["threads"]
     assert finding.level == "WARN" and "OMP_NUM_THREADS" in finding.next_step
+
+
+def installed(folder: Path, name: str, version: str, *lines: str) -> None:
+    """A package to be found on the path, by its metadata alone."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    info.joinpath("METADATA").write_text("\n".join([f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}", *lines, ""]))
+
+
+def test_every_extra_of_users_is_reported_and_none_is_loaded() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    assert set(doctor.EXTRAS) == set(project["optional-dependencies"]) - {"contracts", "browser", "fuzz", "dev"}
+    before = set(sys.modules)
+    found = by_name(doctor._extras())
+    assert {f"lisaseg[{extra}]" for extra in doctor.EXTRAS} | set(doctor.OTHERS) == set(found)
+    assert not {"fastapi", "mcp", "gradio", "peft", "deepspeed", "bitsandbytes", "ray"} & (set(sys.modules) - before)
+    for name, finding in found.items():
+        assert ("not installed" in finding.detail) == (finding.level == "OK" and bool(finding.next_step)), name
+    assert f"fastapi {doctor.metadata.version('fastapi')}" in found["lisaseg[serve]"].detail
+
+
+@pytest.mark.parametrize(
+    ("there", "level", "says"),
+    [
+        ({}, "OK", "not installed"),
+        ({"zz-helper": "1.0"}, "OK", "not installed"),
+        ({"zz-chief": "2.1", "zz-helper": "1.0"}, "OK", "zz-chief 2.1, zz-helper 1.0 ("),
+        ({"zz-chief": "1.9", "zz-helper": "1.0"}, "WARN", "zz-chief 1.9, zz-helper 1.0; does not fulfil zz-chief<3,>=2 ("),
+        ({"zz-chief": "3.0", "zz-helper": "1.0"}, "WARN", "zz-chief 3.0, zz-helper 1.0; does not fulfil zz-chief<3,>=2 ("),
+        ({"zz-chief": "2.9rc1", "zz-helper": "1.0"}, "OK", "zz-chief 2.9rc1"),
+        ({"zz-chief": "2.1"}, "WARN", "does not fulfil zz-helper ("),
+    ],
+)
+def test_an_extra_is_judged_by_its_metadata(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: dict[str, str], level: str, says: str) -> None:
+    needs = ["numpy>=9; python_version > '3'", "zz-chief<3,>=2; extra == 'gradio'", "zz-helper; extra == 'gradio'", "zz-other; extra == 'mcp'"]
+    installed(tmp_path, "lisaseg", "9.9", *(f"Requires-Dist: {need}" for need in needs))
+    for name, version in there.items():
+        installed(tmp_path, name, version)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(doctor, "EXTRAS", {"gradio": "an app"})
+    finding = by_name(doctor._extras())["lisaseg[gradio]"]
+    assert finding.level == level and says in finding.detail
+    assert finding.next_step == ("" if finding.detail.startswith("zz") and level == "OK" else "pip install 'lisaseg[gradio]'")

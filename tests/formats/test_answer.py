@@ -89,6 +89,18 @@ def test_malformed_json_is_refused_by_name(change: dict[str, Any], named: str) -
         answer_from_dict({**example().to_dict(), **change})
 
 
+@pytest.mark.parametrize("number", [float("inf"), -float("inf"), float("nan"), 10**400], ids=["inf", "-inf", "nan", "10**400"])
+def test_numbers_that_json_cannot_say_are_refused(number: float) -> None:
+    """`1e999` is JSON and infinite; what was read must be JSON again when it is written."""
+    good = example().to_dict()
+    for change in ({"timings_ms": {"encode": number}}, {"segments": [{**good["segments"][0], "score": number}, *good["segments"][1:]]}):
+        with pytest.raises(DataError):
+            answer_from_dict({**good, **change})
+    if isinstance(number, float):
+        with pytest.raises(DataError, match="usage"):
+            answer_from_dict({**good, "usage": {"a": number}})
+
+
 @pytest.mark.parametrize("change", [{"mask": {"size": [6, 8], "counts": "0"}}, {"mask": None}, {"span": [1]}, {"score": "high"}, {"index": "0"}])
 def test_malformed_segments_are_refused(change: dict[str, Any]) -> None:
     data = example(1).to_dict()

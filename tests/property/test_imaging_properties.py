@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import numpy as np
@@ -112,3 +113,18 @@ def test_random_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(ImageError) as caught:
         open_image(data)
     assert caught.value.code in CODES
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("cut", [0, 1, 50])
+def test_tags_of_any_type_give_a_picture_or_a_known_error(cut: int) -> None:
+    """A directory of a TIFF may claim anything about itself, offsets of strips that are words for example."""
+    good = encode(np.zeros((8, 8, 3), np.uint8), "TIFF")
+    start = int.from_bytes(good[4:8], "little")
+    for entry in range(start + 2, start + 2 + 12 * int.from_bytes(good[start : start + 2], "little"), 12):
+        for kind, count in itertools.product(range(20), (0, 1, 2, 5)):
+            data = good[: entry + 2] + kind.to_bytes(2, "little") + count.to_bytes(4, "little") + good[entry + 8 :]
+            try:
+                open_image(data[: len(data) - cut])
+            except ImageError as error:
+                assert error.code in CODES

@@ -161,11 +161,11 @@ ROWS = (
     Row(
         "I",
         "over 300 pictures of every kind and harm through Python, command line, HTTP and page",
-        "all, the refused, all, every 12th",
+        "all, all, all, every 12th",
         "all through the page too",
         (
             "test_imaging.py::test_every_file_of_the_corpus_gets_its_outcome",
-            "apps/test_batch.py::test_corpus_of_bad_pictures",
+            "server/test_corpora_commands.py::test_pictures",
             "server/test_corpora.py::test_pictures",
             "web/test_corpora.py::test_pictures",
         ),
@@ -173,11 +173,11 @@ ROWS = (
     Row(
         "P",
         "over 400 prompts through tokenizer, command line, HTTP and page: no special token, no mask, no markup",
-        "all, -, all, every 25th",
+        "all, all, all, every 25th",
         "all through each",
         (
             "test_tokenization.py::test_instructions_never_become_special_tokens",
-            "apps/test_batch.py::test_corpus_of_prompts",
+            "server/test_corpora_commands.py::test_prompts",
             "server/test_corpora.py::test_prompts_get_their_codes",
             "server/test_corpora.py::test_prompts_make_no_masks",
             "web/test_corpora.py::test_prompts",
@@ -187,12 +187,13 @@ ROWS = (
         "Z1",
         "mutated pictures and bodies: read or refused with a code below 500, nothing of the inside in it",
         "10,000, and 950 over HTTP",
-        "1,000,000, and 95,000 over HTTP",
+        "1,000,000, and 95,000 over HTTP; a minute of libFuzzer (atheris) each for pictures, run lengths, bodies and exports",
         (
             "server/test_corpora.py::test_mutations_are_read_or_refused",
             "server/test_corpora.py::test_bytes_of_any_form",
             "server/test_corpora.py::test_objects_of_any_form",
             "server/test_corpora.py::test_pictures_that_were_tampered_with",
+            "fuzz/test_fuzz.py::test_nothing_but_our_own_errors_comes_out",
         ),
     ),
     Row(

@@ -6,14 +6,14 @@ import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tests.server.running import KEYS, Server, code_of, picture
 from typer.testing import CliRunner
 
 from lisaseg.apps.cli import app
-from lisaseg.apps.server.integrations import INTEGRATIONS, basic_password, names_in
+from lisaseg.apps.server.integrations import INTEGRATIONS, IntegrationName, basic_password, names_in
 from lisaseg.apps.server.settings import Settings
 from lisaseg.errors import UsageError
 
@@ -42,6 +42,17 @@ def test_open_doors_are_in_the_contract(tools: Server) -> None:
     named = set(json.dumps(document).split('"#/components/schemas/')[1:])
     assert {name.partition('"')[0] for name in named} <= set(document["components"]["schemas"]), "every reference leads somewhere"
     assert tools.http.get("/docs").status_code == 200
+
+
+def test_limits_tell_which_doors_are_open(stub: Server, tools: Server) -> None:
+    assert get_args(IntegrationName) == tuple(INTEGRATIONS)
+    assert stub.http.get("/v1/limits").json()["integrations"] == []
+    assert tools.http.get("/v1/limits").json()["integrations"] == ["label-studio", "x-anylabeling"]
+    document = stub.http.get("/openapi.json").json()
+    response = document["paths"]["/v1/limits"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    schema = document["components"]["schemas"][response["$ref"].rpartition("/")[2]]
+    assert schema["properties"]["integrations"]["items"]["enum"] == list(INTEGRATIONS)
+    assert set(schema["properties"]) == set(schema["required"]) == set(stub.http.get("/v1/limits").json())
 
 
 @pytest.mark.parametrize(("text", "names"), [("", ()), (" , ", ()), ("a", ("a",)), ("b, A,b", ("b", "a"))])

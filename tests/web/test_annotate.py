@@ -61,6 +61,32 @@ def test_draw_erase_polygon_undo_save_and_come_back(desk: Sit, project: Project)
     assert one.page.input_value("#text") == ""
 
 
+def test_keys_write_in_a_text_and_act_beside_it(desk: Sit, project: Project) -> None:
+    one = desk(project.serve("--no-model"))
+    hand = Hand(one)
+    one.page.click("#more summary")
+    hand.stroke((60, 100), (260, 100))
+    drawn, title, typed = share(one), one.page.title(), "bephnixcq/[]+-=0129"
+    for field in ("#text", "#target", "#explanation", "#rephrasings"):
+        one.page.fill(field, "")
+        one.page.focus(field)
+        for key in (*typed, "PageDown", "PageUp", "PageDown", "Control+z", "Control+y", "Shift+PageDown"):
+            one.page.keyboard.press(key)
+        assert one.page.evaluate("document.activeElement.id") == field[1:] and one.page.input_value(field) == typed, field
+        assert (one.page.title(), share(one), one.page.locator("#masks li").count()) == (title, drawn, 1), field
+    assert one.page.get_attribute("#brush", "aria-pressed") == "true" and not one.page.is_checked("#nothing")
+    before = one.page.input_value("#size")
+    one.page.focus("#size")
+    one.page.keyboard.press("PageUp")
+    assert one.page.title() == title and one.page.input_value("#size") != before, "a slider keeps its keys"
+    one.page.focus("#target")
+    one.page.keyboard.press("Control+s")
+    one.page.wait_for_selector("#status[data-state=done]")
+    one.page.keyboard.press("Escape")
+    one.page.keyboard.press("PageDown")
+    one.until("document.title.startsWith('coffee.jpg')")
+
+
 def test_a_proposal_is_corrected_and_replaced(desk: Sit, project: Project) -> None:
     one = desk(project.serve("--stub-seconds", "0.3"))
     hand = Hand(one)

@@ -16,9 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from packaging.requirements import Requirement
+
 Level = Literal["OK", "WARN", "FAIL"]
 MIN_TORCH, MIN_TRANSFORMERS = (2, 13), (5, 23)
 NEED_MEMORY_GB, NEED_DISK_GB = 2.0, 1.0  # lisa-tiny: about 1.2 GB while it answers; 0.6 GB while it is pulled
+EXTRAS = {  # of pyproject.toml, without those that only its developers need; a test holds that none is missing
+    "serve": "`lisaseg serve`, with doors for Label Studio and X-AnyLabeling, and `lisaseg annotate`",
+    "mcp": "tools for assistants: `lisaseg mcp`, `serve --integrations mcp`",
+    "gradio": "`lisaseg gradio`",
+    "train": "`lisaseg train`",
+    "deepspeed": "training on several GPUs by DeepSpeed",
+    "quant": "weights of 4 and 8 bits: `--quantize`",
+    "ray": "`lisaseg batch --engine ray`",
+}
+OTHERS = {"cvat-cli": "runs our auto-annotation function for CVAT", "openai": "the client of OpenAI, which `lisaseg serve` understands"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ def examine() -> list[Finding]:
         ("disk", _disk),
         ("cache", _cache),
         ("lisa-tiny", _lisa_tiny),
+        ("extras", _extras),
     ]
     found: list[Finding] = []
     for name, check in checks:
@@ -112,11 +125,18 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _version(package: str) -> str | None:
+    """What is installed of a package, without importing it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _transformers() -> list[Finding]:
     step = "pip install 'transformers>=5.23,<6'"
-    try:
-        version = metadata.version("transformers")
-    except metadata.PackageNotFoundError:
+    version = _version("transformers")
+    if version is None:
         return [Finding("transformers", "FAIL", "not installed", step)]
     right = _release(version) >= MIN_TRANSFORMERS and _release(version)[0] == 5
     return [Finding("transformers", "OK" if right else "FAIL", version, "" if right else step)]
@@ -127,10 +147,7 @@ def _trap() -> list[Finding]:
     name = "torchvision"
     if importlib.util.find_spec(name) is None:
         return [Finding(name, "OK", "not installed, not needed")]
-    try:
-        version = metadata.version(name)
-    except metadata.PackageNotFoundError:
-        version = "of unknown version"
+    version = _version(name) or "of unknown version"
     try:  # in another process: a broken one must not be loaded into this one
         run = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
@@ -193,3 +210,29 @@ def _lisa_tiny() -> list[Finding]:
     if wrong:
         return [Finding(f"lisa-tiny: {check.name}", "FAIL", check.detail, check.next_step) for check in wrong]
     return [Finding("lisa-tiny", "OK", "ready, all files as they were written")]
+
+
+def _extras() -> list[Finding]:
+    """What may be installed on top. Versions are read from the metadata: importing all of it would take minutes."""
+    try:
+        wanted = [Requirement(line) for line in metadata.requires("lisaseg") or ()]
+    except metadata.PackageNotFoundError:
+        return [
+            Finding("extras", "WARN", "lisaseg runs from a folder and is not installed, so what its extras hold is unknown", "pip install lisaseg")
+        ]
+    found = []
+    for extra, use in EXTRAS.items():
+        packages = [need for need in wanted if need.marker and need.marker.evaluate({"extra": extra}) and not need.marker.evaluate({"extra": ""})]
+        found.append(_optional(f"lisaseg[{extra}]", packages, use, f"pip install 'lisaseg[{extra}]'"))
+    return found + [_optional(name, [Requirement(name)], use, f"pip install {name}") for name, use in OTHERS.items()]
+
+
+def _optional(name: str, packages: list[Requirement], use: str, step: str) -> Finding:
+    """WARN if packages are too old, too new, or only some there. The first is what it is about; others may have come with something else."""
+    installed = {need.name: version for need in packages if (version := _version(need.name))}
+    if packages[0].name not in installed:
+        return Finding(name, "OK", f"not installed ({use})", step)
+    wrong = [str(need) for need in packages if need.name not in installed or not need.specifier.contains(installed[need.name], prereleases=True)]
+    versions = ", ".join(f"{package} {version}" for package, version in installed.items())
+    lacks = f"; does not fulfil {', '.join(line.partition(';')[0] for line in wrong)}" if wrong else ""
+    return Finding(name, "WARN" if wrong else "OK", f"{versions}{lacks} ({use})", step if wrong else "")

@@ -10,6 +10,7 @@ The JSON form is stable: keys are added, never renamed or dropped.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,9 +60,9 @@ def answer_from_dict(data: Mapping[str, Any]) -> Answer:
     segments = tuple(_segment_from_dict(item, k) for k, item in enumerate(_field(data, "segments", list)))
     try:
         usage = {str(name): int(n) for name, n in _field(data, "usage", Mapping).items()}
-        timings = {str(name): float(ms) for name, ms in _field(data, "timings_ms", Mapping).items()}
+        timings = {str(name): _finite(ms) for name, ms in _field(data, "timings_ms", Mapping).items()}
         warnings = tuple((str(item["code"]), str(item["message"])) for item in _field(data, "warnings", list))
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
         raise DataError("Answer: 'usage', 'timings_ms' or 'warnings' is malformed.", next_step="Pass what `Answer.to_dict` returned.") from error
     return Answer(
         text=_field(data, "text", str),
@@ -197,13 +198,26 @@ def _segment_from_dict(item: Any, k: int) -> Segment:
     if not isinstance(item, Mapping):
         raise DataError(f"{where} is no JSON object.", next_step="Pass what `Answer.to_dict` returned.")
     span, score = _field(item, "span", list, where), item.get("score")
-    if len(span) != 2 or not all(isinstance(v, int) for v in span) or not (score is None or isinstance(score, int | float)):
-        raise DataError(f"{where}: 'span' must be two whole numbers and 'score' a number or null.", next_step="Pass what `Answer.to_dict` returned.")
+    try:
+        if len(span) != 2 or not all(isinstance(v, int) for v in span) or not (score is None or isinstance(score, int | float)):
+            raise ValueError
+        score = None if score is None else _finite(score)
+    except (ValueError, ArithmeticError) as error:
+        message = f"{where}: 'span' must be two whole numbers and 'score' a number or null."
+        raise DataError(message, next_step="Pass what `Answer.to_dict` returned.") from error
     try:
         mask = mask_from_json(item.get("mask"))
     except LisaSegError as error:
         raise DataError(f"{where}, field 'mask': {error.message}", next_step=error.next_step) from error
     return Segment.from_mask(_field(item, "index", int, where), mask, (span[0], span[1]), score, _field(item, "phrase", str, where))
+
+
+def _finite(value: Any) -> float:
+    """The number; ValueError or OverflowError for 1e999 and other values that JSON can spell and not every reader understands."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 def _field(data: Mapping[str, Any], name: str, kind: type, where: str = "Answer") -> Any:

@@ -84,7 +84,8 @@ def size_of(rle: Mapping[str, Any]) -> tuple[int, int]:
     if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
         raise DataError(f"RLE size must be [height, width] in pixels, got {str(size)[:60]}.", next_step="Add the size of the picture to the mask.")
     if size[0] * size[1] > MAX_PIXELS:
-        raise DataError(f"RLE size {size[0]} x {size[1]} is beyond {MAX_PIXELS} pixels.", next_step="Check the size field, or tile the picture.")
+        shown = " x ".join(str(n) if n < 10**9 else "over a billion" for n in size)  # whole numbers of JSON may have thousands of digits
+        raise DataError(f"RLE size {shown} is beyond {MAX_PIXELS} pixels.", next_step="Check the size field, or tile the picture.")
     return size[0], size[1]
 
 

@@ -316,8 +316,11 @@ def _cut_short(data: bytes, image: Image.Image | None) -> bool:
         start = int.from_bytes(data[4:8], order)
         return start + 2 > len(data) or start + 2 + 12 * int.from_bytes(data[start : start + 2], order) > len(data)
     tags: Any = getattr(image, "tag_v2", {})
-    starts, lengths = tags.get(273) or tags.get(324) or (0,), tags.get(279) or tags.get(325) or (0,)  # strips or tiles
-    return max(map(sum, zip(starts, lengths, strict=False))) > len(data)
+    try:
+        starts, lengths = tags.get(273) or tags.get(324) or (0,), tags.get(279) or tags.get(325) or (0,)  # strips or tiles
+        return max(map(sum, zip(starts, lengths, strict=False))) > len(data)
+    except Exception:  # a tag may hold text in place of numbers, or nothing that can be read: damaged, whatever its length
+        return False
 
 
 def _decode(image: Image.Image, notes: _Notes) -> Image.Image:

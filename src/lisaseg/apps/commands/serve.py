@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,10 @@ from lisaseg.errors import UsageError
 
 IntegrationsOption = Annotated[
     str, typer.Option(metavar="NAME,...", envvar="LISASEG_INTEGRATIONS", help="Open doors for tools: label-studio, x-anylabeling, mcp.")
+]
+LabelStudioUrlOption = Annotated[
+    str,
+    typer.Option(metavar="URL", envvar="LABEL_STUDIO_URL", help="Label Studio whose uploads are read with the token in LABEL_STUDIO_API_KEY."),
 ]
 
 
@@ -38,6 +43,7 @@ def serve(
         list[str] | None, typer.Option("--allow-url-host", metavar="NAME", help="Fetch pictures from this host (https); * for any public one.")
     ] = None,
     integrations: IntegrationsOption = "",
+    label_studio_url: LabelStudioUrlOption = "",
     state: Annotated[Path | None, typer.Option(metavar="DIR", envvar="LISASEG_STATE", help="Where pictures and sessions are kept.")] = None,
     log_format: Annotated[Literal["text", "json"], typer.Option(envvar="LISASEG_LOG_FORMAT", help="Form of the log on stderr.")] = "text",
     device: DeviceOption = "auto",
@@ -70,6 +76,8 @@ def serve(
         allow_hosts=tuple(name.lower() for name in allow_host or ()),
         url_hosts=tuple(allow_url_host or ()),
         integrations=names_in(integrations),
+        label_studio_url=label_studio_url,
+        label_studio_key=os.environ.get("LABEL_STUDIO_API_KEY", ""),
         limits=Limits.parse(pairs),
         log_format=log_format,
         stub_seconds=stub_seconds,

@@ -7,7 +7,7 @@ annotating comes as the context: a list of results, among them that of a `TextAr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -93,20 +93,21 @@ def prompt_of(interface: Interface, data: Mapping[str, Any], context: Mapping[st
     return stored if isinstance(stored, str) and stored.strip() else ""
 
 
-def address_of(interface: Interface, data: Mapping[str, Any]) -> str:
-    """The picture of a task: a `data:` or https URL.
+def address_of(interface: Interface, data: Mapping[str, Any], owns: Callable[[str], bool] = lambda address: False) -> str:
+    """The picture of a task: a `data:` or https URL, or what `owns` says can be read out of Label Studio.
 
     Raises:
-        UsageError: it is neither (code `missing_image`, or `url_not_allowed` for a place that only Label Studio can read).
+        UsageError: it is none of these (code `missing_image`, or `url_not_allowed` for a place that only Label Studio can read).
     """
     address = data.get(interface.image_field)
     if not isinstance(address, str) or not address:
         step = "Import tasks whose data has the field that the Image of the labelling setup names."
         raise UsageError(f"The task has no picture in its field {interface.image_field!r}.", next_step=step, code="missing_image")
-    if not address.lower().startswith(("data:", "http://", "https://")):
-        step = "Import tasks whose pictures are data: URLs, or https URLs of a host that `lisaseg serve --allow-url-host` names."
-        message = (
-            "The picture of the task lies in Label Studio's own storage (an upload, a local file or a bucket), where only Label Studio can read it."
+    if not address.lower().startswith(("data:", "http://", "https://")) and not owns(address):
+        message = "The picture of the task lies in Label Studio's own storage, which asks for an access token."
+        step = (
+            "For uploads and local files, start lisaseg with LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY in its environment; instead of buckets, "
+            "import tasks whose pictures are data: URLs, or https URLs of a host that `lisaseg serve --allow-url-host` names."
         )
         raise UsageError(message, next_step=step, code="url_not_allowed")
     return address

@@ -19,7 +19,8 @@ from urllib.parse import urljoin, urlsplit
 from lisaseg.apps.server.catalogue import ApiError
 
 SECONDS, REDIRECTS, PORT = 5.0, 3, 443
-_REDIRECT = (301, 302, 303, 307, 308)
+REDIRECT = (301, 302, 303, 307, 308)
+HEADERS = {"Accept": "image/*", "User-Agent": "lisaseg", "Accept-Encoding": "identity"}
 # Networks through which an IPv6 address can mean an IPv4 one.
 _CARRIERS = [(ipaddress.IPv6Network(net), shift) for net, shift in (("::ffff:0:0/96", 0), ("64:ff9b::/96", 0), ("2002::/16", 80), ("::/96", 0))]
 
@@ -66,23 +67,42 @@ def fetch(
         address = _resolve(host, port, allowed)
         left = max(0.1, end - time.monotonic())
         connection = (connect or _connect)(address, host, port, left)
-        alarm = threading.Timer(left, _hang_up, [connection.sock])  # a socket's own timeout starts anew with every byte
-        alarm.start()
-        try:
-            connection.request("GET", target, headers={"Host": host, "Accept": "image/*", "User-Agent": "lisaseg", "Accept-Encoding": "identity"})
-            response = connection.getresponse()
-            if response.status in _REDIRECT and response.getheader("Location"):
-                url = urljoin(url, response.getheader("Location") or "")
-                continue
-            if response.status != 200:
-                raise _failed(f"The URL answered with status {response.status}.")
-            return _read(response, max_bytes, end)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _failed() from error
-        finally:
-            alarm.cancel()
-            connection.close()
+        headers = {"Host": host, **HEADERS}
+        status, location, data = exchange(connection, "GET", target, headers, max_bytes, end)
+        if status == 200:
+            return data
+        if status not in REDIRECT or not location:
+            raise _failed(f"The URL answered with status {status}.")
+        url = urljoin(url, location)
     raise _failed("The URL was redirected too often.")
+
+
+def exchange(
+    connection: http.client.HTTPConnection, method: str, target: str, headers: dict[str, str], max_bytes: int, end: float, body: bytes | None = None
+) -> tuple[int, str, bytes]:
+    """Send one request over a connection that stands, and close it.
+
+    Args:
+        max_bytes: more is refused. end: when all of it must be done (of `time.monotonic`).
+
+    Returns:
+        Status, `Location`, and the body of a 200; both may be empty.
+
+    Raises:
+        ApiError: `url_fetch_failed`.
+    """
+    alarm = threading.Timer(max(0.1, end - time.monotonic()), _hang_up, [connection.sock])  # a socket's own timeout starts anew with every byte
+    alarm.start()
+    try:
+        connection.request(method, target, body, headers)
+        response = connection.getresponse()
+        data = _read(response, max_bytes, end) if response.status == 200 else b""
+        return response.status, response.getheader("Location") or "", data
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _failed() from error
+    finally:
+        alarm.cancel()
+        connection.close()
 
 
 def _split(url: str, hosts: Sequence[str]) -> tuple[str, int, str]:

@@ -10,13 +10,13 @@ import base64
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from lisaseg.apps.server.schemas import ImageInput
     from lisaseg.apps.server.service import Service
+    from lisaseg.apps.server.storage import StoredImage
     from lisaseg.types import Mode
 
 
@@ -59,6 +59,7 @@ class Integration:
         return importlib.import_module(f"lisaseg.apps.server.routes.{self.module}")
 
 
+IntegrationName = Literal["label-studio", "x-anylabeling", "mcp"]  # the names of INTEGRATIONS, for the contract; a test holds the two together
 INTEGRATIONS = {
     "label-studio": Integration("label_studio", "/integrations/label-studio/", basic_password),
     "x-anylabeling": Integration("x_anylabeling", "/integrations/x-anylabeling/", token_header),
@@ -71,10 +72,9 @@ def names_in(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip().lower())))
 
 
-async def ask(service: Service, request: Request, owner: str, image: ImageInput, prompt: str, mode: Mode) -> dict[str, Any]:
+async def ask(service: Service, request: Request, owner: str, stored: StoredImage, prompt: str, mode: Mode) -> dict[str, Any]:
     """One question without history, in the usual way of a question; the answer with masks as RLE. ApiError."""
     from lisaseg.apps.server.schemas import Ask
 
-    stored = await service.pictures.from_input(owner, image)
     job = service.job(owner, stored, Ask(mode=mode), prompt, mode, [])
     return await service.begin(job, stored).answer(request)

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from lisaseg.apps.server.catalogue import ApiError, from_lisaseg
 from lisaseg.apps.server.jobs import Job, Rates
+from lisaseg.apps.server.label_studio_files import LabelStudioFiles
 from lisaseg.apps.server.logs import log, where
 from lisaseg.apps.server.metrics import Metrics
 from lisaseg.apps.server.pictures import Pictures
@@ -44,6 +45,8 @@ class Service:
         self.metrics = Metrics()
         self.storage = Storage(settings.state, settings.limits, settings.id_secret)
         self.pictures = Pictures(settings, self.storage)
+        reads = settings.label_studio_url and "label-studio" in settings.integrations
+        self.label_studio = LabelStudioFiles(settings.label_studio_url, settings.label_studio_key) if reads else None
         self.rates = Rates(settings.limits.requests_per_minute)
         self.scheduler = Scheduler(settings, self.metrics, on_failure)
         self.busy: set[tuple[str, str]] = set()  # (owner, session) that somebody holds

@@ -87,6 +87,7 @@ class Settings:
         allow_hosts: further names in `Host` (and pages in `Origin`) that are the server's own.
         url_hosts: hosts that pictures are fetched from; "*" = any public one; none = URLs are refused.
         integrations: names of `integrations.INTEGRATIONS` whose routes are served.
+        label_studio_url, label_studio_key: a Label Studio and an access token for its files (`label_studio_files`); empty = they are not read.
         state: folder for pictures and sessions.
         log_format: "text" or "json".
     """
@@ -105,6 +106,8 @@ class Settings:
     allow_hosts: tuple[str, ...] = ()
     url_hosts: tuple[str, ...] = ()
     integrations: tuple[str, ...] = ()
+    label_studio_url: str = ""
+    label_studio_key: str = field(default="", repr=False)
     limits: Limits = field(default_factory=Limits)
     log_format: str = "text"
     stub_seconds: float = 0.05

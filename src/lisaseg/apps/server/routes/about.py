@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import time
-from typing import Any, get_args
+from typing import get_args
 
 from fastapi import APIRouter
+from pydantic import ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from lisaseg import __version__
+from lisaseg.apps.server.integrations import IntegrationName
 from lisaseg.apps.server.metrics import CONTENT_TYPE
 from lisaseg.apps.server.schemas import ExportFormat
+from lisaseg.apps.server.settings import Limits
 from lisaseg.imaging import FORMATS
-from lisaseg.types import MODES, MaskFormat
+from lisaseg.types import MODES, MaskFormat, Mode
 
 router = APIRouter(tags=["about"])
+
+
+class LimitsInForce(Limits):
+    """What a client may cost, and what the server offers."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+    url_input: bool = Field(description="Whether pictures are fetched from https URLs.")
+    key_required: bool
+    workers: int = Field(ge=0, description="Engine processes.")
+    modes: list[Mode]
+    mask_formats: list[MaskFormat]
+    image_formats: list[str]
+    exports: list[ExportFormat]
+    integrations: list[IntegrationName] = Field(description="Doors for tools that are open (`--integrations`); the others answer 404.")
 
 
 @router.get("/healthz", summary="The process lives")
@@ -38,18 +56,12 @@ async def version(request: Request) -> dict[str, str]:
     return {"name": "lisaseg", "version": __version__, "model": request.app.state.service.settings.model_name, "api": "v1"}
 
 
-@router.get("/v1/limits", summary="Every limit in force")
-async def limits(request: Request) -> dict[str, Any]:
+@router.get("/v1/limits", summary="Every limit in force, and what the server offers")
+async def limits(request: Request) -> LimitsInForce:
     settings = request.app.state.service.settings
     said = {"url_input": bool(settings.url_hosts), "key_required": bool(settings.keys), "workers": settings.workers}
-    return {
-        **settings.limits.model_dump(),
-        **said,
-        "modes": MODES,
-        "mask_formats": get_args(MaskFormat),
-        "image_formats": FORMATS,
-        "exports": get_args(ExportFormat),
-    }
+    offered = {"modes": MODES, "mask_formats": get_args(MaskFormat), "image_formats": FORMATS, "exports": get_args(ExportFormat)}
+    return LimitsInForce.model_validate({**settings.limits.model_dump(), **said, **offered, "integrations": settings.integrations})
 
 
 @router.get("/metrics", summary="Counters for Prometheus", response_class=Response)

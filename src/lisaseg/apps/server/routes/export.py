@@ -92,7 +92,7 @@ def _check_size(answers: list[dict[str, Any]]) -> None:
             if isinstance(image, Mapping) and size != [image.get("height"), image.get("width")]:
                 raise ApiError("export_failed", "A mask has not the size of its picture, or is no RLE.", param="answers")
     if total > MAX_MASK_PIXELS:
-        raise ApiError("export_failed", f"The masks have {total:,} pixels together; the limit is {MAX_MASK_PIXELS:,}.", param="answers")
+        raise ApiError("export_failed", f"The masks have more than {MAX_MASK_PIXELS:,} pixels together.", param="answers")
 
 
 def _named(answers: list[Answer], labels: list[str] | None) -> list[Answer]:

@@ -15,6 +15,7 @@ from lisaseg.apps.server.catalogue import ApiError, from_lisaseg
 from lisaseg.apps.server.logs import log
 from lisaseg.apps.server.schemas import ImageInput
 from lisaseg.apps.server.service import Service
+from lisaseg.apps.server.storage import StoredImage
 from lisaseg.errors import LisaSegError
 
 router = APIRouter(prefix="/integrations/label-studio", tags=["label studio"])
@@ -126,10 +127,18 @@ async def _predict(request: Request, interface: ls.Interface, task: LabelStudioT
     prompt = ls.prompt_of(interface, task.data, context)
     if not prompt:
         return [] if context is None else {"result": [], "model_version": service.settings.model_name}
+    stored = await _picture(service, owner, interface, task)
+    answer = await integrations.ask(service, request, owner, stored, prompt, interface.mode)
+    return await service.pictures.work(ls.prediction, interface, answer)  # type: ignore[no-any-return]
+
+
+async def _picture(service: Service, owner: str, interface: ls.Interface, task: LabelStudioTask) -> StoredImage:
+    files, pictures = service.label_studio, service.pictures
+    owns = files.owns if files else lambda address: False
     try:
-        address = ls.address_of(interface, task.data)
+        address = ls.address_of(interface, task.data, owns)
     except LisaSegError as error:
         raise from_lisaseg(error, "tasks") from error
-    image = ImageInput(type="base64" if address[:5].lower() == "data:" else "url", value=address)
-    answer = await integrations.ask(service, request, owner, image, prompt, interface.mode)
-    return await service.pictures.work(ls.prediction, interface, answer)  # type: ignore[no-any-return]
+    if files and owns(address):
+        return await pictures.add(owner, await pictures.work(files.fetch, address, service.limits.max_body_bytes))
+    return await pictures.from_input(owner, ImageInput(type="base64" if address[:5].lower() == "data:" else "url", value=address))

@@ -56,8 +56,7 @@ async def predict(request: Request) -> dict[str, Any]:
         raise ApiError("model_not_found", f"The model of this server is {service.settings.model_name}.", param="model")
     if not body.params.text_prompt.strip():
         raise ApiError("prompt_empty", "lisaseg needs words; boxes and points say nothing to it.", param="params.text_prompt")
-    answer = await integrations.ask(
-        service, request, owner, ImageInput(type="base64", value=body.image), body.params.text_prompt, body.params.current_task
-    )
+    stored = await service.pictures.from_input(owner, ImageInput(type="base64", value=body.image))
+    answer = await integrations.ask(service, request, owner, stored, body.params.text_prompt, body.params.current_task)
     data = await service.pictures.work(xal.prediction, answer, body.params.epsilon_factor, body.params.conf_threshold)
     return {"success": True, "data": data}

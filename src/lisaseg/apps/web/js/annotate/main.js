@@ -202,15 +202,17 @@ const CTRL = { s: save, enter: () => !$("propose").hidden && !$("propose").disab
 const DRAWING = { z: (shift) => (shift ? bench.redo() : tools.undo()), y: () => bench.redo() };
 
 document.addEventListener("keydown", (event) => {
-  if (document.querySelector("dialog[open]") || event.altKey) return;
+  if (document.querySelector("dialog[open]") || event.altKey || event.isComposing) return;
   const target = /** @type {Element} */ (event.target);
   const writing = target.matches("textarea, input[type=text]");
   const key = event.key.toLowerCase();
   let does;
   if (key === "escape" && writing) does = () => $("view").focus();
   else if (event.ctrlKey || event.metaKey) does = CTRL[key] ?? (writing ? undefined : DRAWING[key]);
-  else if (key === "pageup" || key === "pagedown") does = () => go(bench.neighbour(key === "pageup" ? -1 : 1));
-  else if (!writing) does = /^[1-9]$/.test(key) ? () => bench.activate(Number(key) - 1) : PLAIN[key];
+  else if (writing) return;
+  else if (key === "pageup" || key === "pagedown") {
+    if (!target.matches("input[type=range]")) does = () => go(bench.neighbour(key === "pageup" ? -1 : 1)); // a slider has its own use for them
+  } else does = /^[1-9]$/.test(key) ? () => bench.activate(Number(key) - 1) : PLAIN[key];
   if (!does) return;
   event.preventDefault();
   does(event.shiftKey);
