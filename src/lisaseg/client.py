@@ -29,7 +29,7 @@ import httpx2
 from lisaseg.errors import ImageError, InstructionError, LisaSegError, ServiceError, UsageError
 from lisaseg.formats.answer import answer_from_dict
 from lisaseg.imaging import ImageSource, Picture, open_image
-from lisaseg.types import MODES, Answer, MaskFormat, Mode
+from lisaseg.types import MODES, PLUS_MODES, Answer, MaskFormat, Mode
 
 PARALLEL = 8  # requests of one `ask_batch` under way; the server makes batches of them
 _IMAGE = {"unsupported_format", "corrupt_image", "truncated_image", "image_too_large", "extreme_aspect_ratio", "missing_image"}
@@ -71,7 +71,12 @@ class Client:
     @property
     def name(self) -> str:
         """The model that the server runs."""
-        return self._text("GET", "/version", "model")
+        return str(self._field("GET", "/version", "model"))
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """What `mode` may be: as `Predictor.modes`, of the model that the server runs. While it loads, only those that every model has."""
+        return tuple(self._field("GET", "/v1/limits", "modes"))
 
     def ask(
         self,
@@ -86,6 +91,7 @@ class Client:
 
         Raises:
             ImageError, InstructionError: the input cannot be used, here as there.
+            UsageError: the mode is none, or none of the server's model.
             ServiceError: the server cannot be reached, refuses, or fails.
         """
         return self.chat(image).ask(text, mode=mode, max_new_tokens=max_new_tokens, on_text=on_text)
@@ -115,11 +121,11 @@ class Client:
 
     def upload(self, data: bytes) -> str:
         """Send an encoded picture; returns its id there."""
-        return self._text("POST", "/v1/images", "id", files={"file": ("picture", data)})
+        return str(self._field("POST", "/v1/images", "id", files={"file": ("picture", data)}))
 
-    def _text(self, method: str, path: str, field: str, **options: Any) -> str:
+    def _field(self, method: str, path: str, field: str, **options: Any) -> Any:
         with closing(self._send(method, path, **options)) as response, _understood():
-            return str(json.loads(response.read())[field])
+            return json.loads(response.read())[field]
 
     def _send(self, method: str, path: str, **options: Any) -> httpx2.Response:
         """Send until it succeeds; the body of the response is not read yet. ServiceError and its relatives for all that is no success."""
@@ -161,8 +167,8 @@ class RemoteChat:
         """Refuse what cannot be asked before anything is sent."""
         from lisaseg.tokenization import clean_instruction
 
-        if mode not in MODES:
-            raise UsageError(f"Unknown mode {mode!r}.", next_step=f"Use one of: {', '.join(MODES)}.")
+        if mode not in (known := MODES + PLUS_MODES):  # the server refuses those that its model does not have
+            raise UsageError(f"Unknown mode {mode!r}.", next_step=f"Use one of: {', '.join(known)}.")
         clean_instruction(text)
 
     def ask(self, text: str, *, mode: Mode = "auto", max_new_tokens: int | None = None, on_text: Callable[[str], None] | None = None) -> Answer:
@@ -273,5 +279,7 @@ def _failure(body: bytes, status: int) -> LisaSegError:
 def _error_of(error: dict[str, Any], status: int) -> LisaSegError:
     """The error that a local model would raise, or a ServiceError."""
     kind: type[LisaSegError] = ImageError if error["code"] in _IMAGE else InstructionError if error["code"] in _INSTRUCTION else ServiceError
+    if (error["code"], error.get("param")) == ("invalid_request", "mode"):
+        kind = UsageError
     where = f"(request {error.get('request_id')})" if kind is ServiceError else ""
     return kind(str(error["message"]), next_step=where, code=str(error["code"]))

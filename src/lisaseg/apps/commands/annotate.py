@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from lisaseg.apps.commands.options import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, OfflineOption
+from lisaseg.apps.commands.options import DEFAULT_MODEL, DeviceMapOption, DeviceOption, DtypeOption, ModelOption, OfflineOption, QuantizeOption
 from lisaseg.apps.commands.serve import require_serve
 
 
@@ -26,6 +26,8 @@ def annotate(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any free one. Drafts belong to the port: stay with one.")] = 8010,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = None,
+    device_map: DeviceMapOption = None,
     offline: OfflineOption = False,
     state: Annotated[Path | None, typer.Option(hidden=True)] = None,
     engine: Annotated[str, typer.Option(hidden=True)] = "lisa",
@@ -35,6 +37,6 @@ def annotate(
     require_serve()
     from lisaseg.apps.annotate.run import run
 
-    options = {"port": port, "model": model, "device": device, "dtype": dtype, "offline": offline, "engine": engine, "stub_seconds": stub_seconds}
-    if code := run(folder, out, state, workers=0 if no_model else 1, **options):
+    loading: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "quantize": quantize, "device_map": device_map, "offline": offline}
+    if code := run(folder, out, state, port=port, workers=0 if no_model else 1, engine=engine, stub_seconds=stub_seconds, **loading):
         raise typer.Exit(code)

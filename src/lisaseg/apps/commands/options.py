@@ -60,13 +60,12 @@ def need_package(name: str, extra: str) -> None:
 
 
 def picture_and_stem(image: str) -> tuple[Any, str]:
-    """What `Predictor` takes, and the stem of the files to write. A wrong path fails here, before the model is loaded."""
+    """What `Predictor` takes, and the stem of the files to write. A picture that cannot be used fails here, before the model is loaded."""
     from lisaseg.apps import console
     from lisaseg.imaging import LIMITS, open_image
 
     if image != "-":
-        if not Path(image).is_file():
-            open_image(image)  # says what is wrong
+        open_image(image)  # the predictor opens it again: a fraction of a second, and the answer then names file and warnings
         return Path(image), Path(image).stem
     picture = open_image(sys.stdin.buffer.read(LIMITS.max_bytes + 1), name="The picture from standard input")
     console.warn(picture.warnings)

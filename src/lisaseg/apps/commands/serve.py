@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from lisaseg.apps.commands.options import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, OfflineOption, need_package
+from lisaseg.apps.commands.options import (
+    DEFAULT_MODEL,
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    OfflineOption,
+    QuantizeOption,
+    need_package,
+)
 from lisaseg.errors import UsageError
 
 IntegrationsOption = Annotated[
@@ -48,6 +57,8 @@ def serve(
     log_format: Annotated[Literal["text", "json"], typer.Option(envvar="LISASEG_LOG_FORMAT", help="Form of the log on stderr.")] = "text",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = None,
+    device_map: DeviceMapOption = None,
     offline: OfflineOption = False,
     engine: Annotated[str, typer.Option(hidden=True)] = "lisa",
     stub_seconds: Annotated[float, typer.Option(hidden=True)] = 0.05,
@@ -61,14 +72,11 @@ def serve(
     from lisaseg.store.cache import cache_dir
 
     pairs = [*(limit or []), *(f"{n}={v}" for n, v in (("max_queue", max_queue), ("max_batch", max_batch)) if v is not None)]
+    loading: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "quantize": quantize, "device_map": device_map, "offline": offline}
     settings = Settings(
         state=state or cache_dir() / f"serve-{port}",
         host=host,
         port=port,
-        model=model,
-        device=device,
-        dtype=dtype,
-        offline=offline,
         engine=engine,
         workers=workers,
         keys=_keys(key, key_file),
@@ -81,6 +89,7 @@ def serve(
         limits=Limits.parse(pairs),
         log_format=log_format,
         stub_seconds=stub_seconds,
+        **loading,
     )
     logs.set_up(log_format)
     if code := run(settings):

@@ -91,7 +91,7 @@ def build(options: dict[str, Any]) -> Engine:
 
     if options["workers"] > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // options["workers"]))
-    predictor = load(options["model"], device=options["device"], dtype=options["dtype"], offline=options["offline"])
+    predictor = load(options["model"], **{name: options[name] for name in ("device", "dtype", "quantize", "device_map", "offline")})
     return LisaEngine(predictor, options["limits"])
 
 
@@ -154,6 +154,8 @@ class LisaEngine:
             "model": self.predictor.name,
             "revises": config.candidates > 0 or config.min_score > 0,
             "device": str(self.predictor.model.device),
+            "precision": str(self.predictor.setting),
+            "modes": list(self.predictor.modes),
         }
 
     def answer(self, batch: dict[str, Any], say: Say, cancelled: set[str]) -> None:
@@ -188,10 +190,10 @@ class LisaEngine:
         from lisaseg.tokenization import clean_instruction
         from lisaseg.types import SEG_TEXT, Turn
 
-        turns = []
+        turns, style = [], self.predictor.model.config.prompt_style
         for prompt, mode, raw in message["history"]:
             stand_ins = (_stand_in(),) * raw.count(SEG_TEXT)
-            turns.append(Turn(prompts.with_mode(clean_instruction(prompt), mode), raw, stand_ins))
+            turns.append(Turn(prompts.with_mode(clean_instruction(prompt), mode, style), raw, stand_ins))
         conversation = Conversation(tuple(turns))
         sha256 = message["image"]["sha256"]
         picture = self._pictures.get(sha256)

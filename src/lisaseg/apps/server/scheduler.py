@@ -169,14 +169,22 @@ class Scheduler:
         """Whether the model may change text that was already sent."""
         return any(lane.worker.facts.get("revises", True) for lane in self.lanes)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an engine said of its model when it was ready: device, precision, modes; {} before."""
+        return next((lane.worker.facts for lane in self.lanes if lane.worker.facts), {})
+
     def submit(self, job: Job) -> int:
-        """Let a job in; returns its place in the queue. ApiError `draining`, `model_loading`, `overloaded`, `rate_limited`."""
+        """Let a job in; returns its place in the queue. ApiError `draining`, `model_loading`, `invalid_request`, `overloaded`, `rate_limited`."""
         if self.draining:
             raise ApiError("draining", retry_after=5)
         if not self.lanes:
             raise ApiError("model_not_found", "This server runs without a model.", next_step="Start it with one.")
         if not any(lane.worker.ever_ready for lane in self.lanes):
             raise ApiError("model_loading", retry_after=2)
+        if job.mode not in (modes := self.facts["modes"]):
+            message = f"The model {self.settings.model_name} does not know the mode {job.mode!r}."
+            raise ApiError("invalid_request", message, param="mode", next_step=f"Use one of: {', '.join(modes)}.")
         if self.settings.keys and self.active[job.owner] >= self.settings.limits.concurrent_per_key:
             raise ApiError("rate_limited", f"This key has {self.active[job.owner]} questions that are not answered yet.")
         if self.depth >= self.settings.limits.max_queue:

@@ -60,7 +60,9 @@ class Ask(Request):
     """What every question may say."""
 
     mode: Mode = Field(
-        "auto", description="auto: the model decides; segment: a mask or a stated no_target; explain: mask and reason; text: words only."
+        "auto",
+        description="auto: the model decides; segment: a mask or a stated no_target; explain: mask and reason; text: words only. The others are "
+        "LISA++'s: `modes` of /v1/limits names those that the model has.",
     )
     mask_format: MaskFormat = "rle"
     max_new_tokens: int | None = Field(default=None, ge=1, le=100_000, description="Length limit; the server has a limit of its own.")

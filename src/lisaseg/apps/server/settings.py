@@ -79,7 +79,7 @@ class Settings:
 
     Attributes:
         host, port: where it listens; port 0 = any free one.
-        model, device, dtype, offline: as in `lisaseg.load`.
+        model, device, dtype, quantize, device_map, offline: as in `lisaseg.load`; every engine is loaded so, at each start.
         engine: "lisa", or "stub" (answers by a fixed rule without a model; for load tests of the HTTP layer only).
         workers: engine processes, each with the model in memory; 0 = no model, questions are refused.
         keys: accepted API keys; none = everybody who can connect.
@@ -98,6 +98,8 @@ class Settings:
     model: str = "lisa-tiny"
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str | None = None
+    device_map: str | None = None
     offline: bool = False
     engine: str = "lisa"
     workers: int = 1

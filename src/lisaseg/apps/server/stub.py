@@ -18,7 +18,7 @@ from lisaseg.apps.server.catalogue import ApiError
 from lisaseg.apps.server.engine import Say, refuse
 from lisaseg.errors import ImageError
 from lisaseg.imaging import open_image
-from lisaseg.types import Answer, Segment, Status
+from lisaseg.types import MODES, Answer, Segment, Status
 
 
 class StubEngine:
@@ -26,7 +26,7 @@ class StubEngine:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.seconds = float(options["stub_seconds"])
-        self.facts: dict[str, Any] = {"model": "stub", "revises": False, "device": "none"}
+        self.facts: dict[str, Any] = {"model": "stub", "revises": False, "device": "none", "precision": "none", "modes": list(MODES)}
         self._seen: set[str] = set()
         self.encodings = 0
 

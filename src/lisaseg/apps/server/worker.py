@@ -22,6 +22,7 @@ from lisaseg.apps.server.logs import log
 from lisaseg.apps.server.metrics import Metrics
 from lisaseg.apps.server.settings import Settings
 
+ENGINE_OPTIONS = ("engine", "model", "device", "dtype", "quantize", "device_map", "offline", "workers", "log_format", "stub_seconds")
 FRESH_SECONDS = 5.0  # a ready engine that was silent for longer is not called ready
 FIRST_TRIES = 3  # crashes before the engine was ever ready: then the server gives up
 PAUSES = (0.2, 1.0, 5.0, 15.0, 30.0)  # seconds before a new start, by the number of failures in a row
@@ -128,9 +129,7 @@ class Worker:
     def _start_process(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy threads and locks
         ours, theirs = context.Pipe(duplex=True)
-        options = {
-            name: getattr(self.settings, name) for name in ("engine", "model", "device", "dtype", "offline", "workers", "log_format", "stub_seconds")
-        }
+        options = {name: getattr(self.settings, name) for name in ENGINE_OPTIONS}
         options["limits"] = self.settings.limits.model_dump()
         process = context.Process(target=engine.main, args=(theirs, options), name=f"lisaseg-engine-{self.index}", daemon=True)
         process.start()

@@ -29,7 +29,7 @@ class LimitsInForce(Limits):
     url_input: bool = Field(description="Whether pictures are fetched from https URLs.")
     key_required: bool
     workers: int = Field(ge=0, description="Engine processes.")
-    modes: list[Mode]
+    modes: list[Mode] = Field(description="Those of the model; until it is loaded, those that every model has.")
     mask_formats: list[MaskFormat]
     image_formats: list[str]
     exports: list[ExportFormat]
@@ -52,15 +52,18 @@ async def readyz(request: Request) -> Response:
 
 
 @router.get("/version", summary="Name and version")
-async def version(request: Request) -> dict[str, str]:
-    return {"name": "lisaseg", "version": __version__, "model": request.app.state.service.settings.model_name, "api": "v1"}
+async def version(request: Request) -> dict[str, str | None]:
+    service = request.app.state.service
+    held = {name: service.scheduler.facts.get(name) for name in ("device", "precision")}  # null until the model is loaded
+    return {"name": "lisaseg", "version": __version__, "model": service.settings.model_name, **held, "api": "v1"}
 
 
 @router.get("/v1/limits", summary="Every limit in force, and what the server offers")
 async def limits(request: Request) -> LimitsInForce:
     settings = request.app.state.service.settings
     said = {"url_input": bool(settings.url_hosts), "key_required": bool(settings.keys), "workers": settings.workers}
-    offered = {"modes": MODES, "mask_formats": get_args(MaskFormat), "image_formats": FORMATS, "exports": get_args(ExportFormat)}
+    modes = request.app.state.service.scheduler.facts.get("modes", MODES)
+    offered = {"modes": modes, "mask_formats": get_args(MaskFormat), "image_formats": FORMATS, "exports": get_args(ExportFormat)}
     return LimitsInForce.model_validate({**settings.limits.model_dump(), **said, **offered, "integrations": settings.integrations})
 
 
