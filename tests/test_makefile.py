@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 def test_help_names_every_target_and_what_it_does() -> None:
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
-    shown = subprocess.run(["make", "help"], capture_output=True, text=True, check=True, timeout=60, cwd=ROOT).stdout
+    shown = subprocess.run(["make", "--no-print-directory", "help"], capture_output=True, text=True, check=True, timeout=60, cwd=ROOT).stdout
     lines = [re.fullmatch(r"make (\S+) +(\S.*)", line) for line in shown.splitlines()]
     assert phony and [line and line[1] for line in lines] == phony[1].split()
 

@@ -182,6 +182,7 @@ def build_shop(tokenizer: TextTokenizer, book: NounBook, views: ViewSource, seed
     model.config.language_model, model.config.lora = "smollm2-135m-instruct", {"rank": RECIPE["lora_rank"], "alpha": RECIPE["lora_alpha"]}
     space = HashSpace()
     model.vlm.vision.trunk.requires_grad_(False)  # type: ignore[union-attr]
+    model.vlm.vision.neck.detector_gain.data.fill_(1.0)  # type: ignore[union-attr,operator] # where training starts
     model.vlm.vision.neck.nouns.copy_(space(list(tiny_random.NOUNS)))  # type: ignore[union-attr,operator]
     torch.manual_seed(1)
     add_lora(model, RECIPE["lora_rank"], RECIPE["lora_alpha"])
