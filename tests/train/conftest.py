@@ -13,7 +13,9 @@ from tests.train import workshop
 from lisaseg.datasets.pool import Pool
 from lisaseg.tokenization import TextTokenizer
 from lisaseg.train import run as door
+from lisaseg.train.stages import Workshop
 from lisaseg.train.texts import NounBook
+from lisaseg.train.view_sources import CachedViews
 from lisaseg.train.views import build_cache, plan_views
 from lisaseg.vlms.tiny_trunk import TinyTrunk
 
@@ -65,6 +67,12 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 def small_book(tmp_path_factory: pytest.TempPathFactory) -> NounBook:
     """A book of categories, common nouns and the nouns of a mini WordNet."""
     return NounBook(str(workshop.write_wordnet(tmp_path_factory.mktemp("wordnet"))), 10_000)
+
+
+@pytest.fixture
+def shop(tiny_tokenizer: TextTokenizer, small_book: NounBook, cached: list[Path], one_thread: None) -> Workshop:
+    """Untrained, with cached views of the three pictures."""
+    return workshop.build_shop(tiny_tokenizer, small_book, CachedViews(cached[:3]))
 
 
 @pytest.fixture

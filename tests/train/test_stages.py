@@ -26,7 +26,6 @@ from lisaseg.train.config import StageConfig
 from lisaseg.train.loop import Trainer
 from lisaseg.train.run import STAGES, load_stage, parameter_table, write_model
 from lisaseg.train.stages import JointStage, TextStage, VisionStage, Workshop
-from lisaseg.train.texts import NounBook
 from lisaseg.train.view_sources import CachedViews
 from lisaseg.train.views import View, ViewInfo, read_view
 from lisaseg.vlms.base import ImageContext
@@ -46,11 +45,6 @@ TRAINS = {
 }
 
 Stage = VisionStage | TextStage | JointStage
-
-
-@pytest.fixture
-def shop(tiny_tokenizer: TextTokenizer, small_book: NounBook, cached: list[Path], one_thread: None) -> Workshop:
-    return workshop.build_shop(tiny_tokenizer, small_book, CachedViews(cached[:3]))
 
 
 def again(shop: Workshop) -> Workshop:

@@ -2,7 +2,7 @@
 
 `Pool` reads one file of a folder laid out as `<root>/<file>.json` + `<root>/images/`. Beside standard COCO it understands
 `images[].annotation_scope` (what is labelled exhaustively), `images[].absent_categories`, `images[].captions`,
-`annotations[].kind` and `annotations[].attribute`; all are optional.
+`annotations[].kind` and `annotations[].attribute`; all are optional. Kind "pseudo" is a mask that a model drew, not a person.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -35,6 +35,20 @@ def natural_name(category: str) -> str:
     """Name shown to people: "wall-tile" -> "tiled wall"; unknown ones lose brackets and underscores ("mailbox_(at_home)" -> "mailbox")."""
     text = category_texts().get(category)
     return text.name if text else " ".join(re.sub(r"\([^)]*\)", " ", category.replace("_", " ")).split()) or category
+
+
+def names_close_to(names: Iterable[str]) -> set[str]:
+    """Natural names that could also be said of things with these natural names, themselves included ("shirt" where a blouse is)."""
+    present = set(names)
+    close = set(present)
+    for text in category_texts().values():
+        if text.name in present:
+            close.update(text.synonyms)
+    for group in _scopes()["related"]:
+        natural = {natural_name(name) for name in group}
+        if natural & present:
+            close |= natural
+    return close
 
 
 class Pool:
@@ -79,10 +93,7 @@ class Pool:
 
     def __getitem__(self, index: int) -> Sample:
         """The picture's path, one `Query` a category (union of its instances; crowds and ignored regions are 255), breeds, absent names."""
-        image = self._images[index]
-        path = self.root / "images" / image["file_name"]
-        if not path.is_file():
-            raise self._error(f"images[{self._position(index)}]", f"the picture {path} does not exist", "Restore the file or remove the entry.")
+        image, path = self._images[index], self.picture(index)
         targets, crowds, everywhere = self._masks(index)
         queries = tuple(
             Query(text=text, masks=(_with_ignore(mask, crowds.get(name), everywhere),), name=name, kind=kind)
@@ -123,17 +134,25 @@ class Pool:
 
         Names that could also be said of something present are left out ("shirt" where a blouse is, "house" where a building is).
         """
-        present = {natural_name(self._categories[a["category_id"]]) for _, a in self._annotations[self._images[index]["id"]]}
-        close = set(present)
-        for text in category_texts().values():
-            if text.name in present:
-                close.update(text.synonyms)
-        for group in _scopes()["related"]:
-            natural = {natural_name(name) for name in group}
-            if natural & present:
-                close |= natural
+        close = names_close_to(self.labelled(index))
         verified = {natural_name(name) for name in self._images[index].get("absent_categories") or ()}
         return tuple(sorted((self.scope(index) | verified) - close))
+
+    def labelled(self, index: int, drawn: bool = True) -> frozenset[str]:
+        """Natural names of everything that has a mask in this picture, crowds included; `drawn`: also masks that a model drew."""
+        annotations = (a for _, a in self._annotations[self._images[index]["id"]] if drawn or a.get("kind") != "pseudo")
+        return frozenset(natural_name(self._categories[a["category_id"]]) for a in annotations)
+
+    def picture(self, index: int) -> Path:
+        """Path of the picture.
+
+        Raises:
+            DataError: there is no such file.
+        """
+        path = self.root / "images" / self._images[index]["file_name"]
+        if not path.is_file():
+            raise self._error(f"images[{self._position(index)}]", f"the picture {path} does not exist", "Restore the file or remove the entry.")
+        return path
 
     def instances(self, index: int) -> list[tuple[str, np.ndarray]]:
         """Single objects as (natural name, `(H, W)` uint8 mask in {0, 1}), for phrases about place, size or number.

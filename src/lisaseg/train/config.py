@@ -27,6 +27,10 @@ class StageConfig(Strict):
         p_attribute: share of scenes where one thing alone has what is asked for. reason_share: share of pictures from `data.reason`.
         These three are 0 for a model that learns no reasoning query.
         noun_weight: weight of the noun-space losses.
+        feature_dropout: at most this share of the trunk's channels and of YOLO's boxes is hidden in a picture, so that few pictures are not learned
+        by heart (the strength differs from picture to picture, as in arXiv 2208.09910).
+        absent_names: so many names a view that are not there prompt the decoder, whose estimate of its own IoU shall be 0 for them.
+        score_weight: weight of that estimate.
     """
 
     kind: Literal["vision", "text", "joint"]
@@ -50,6 +54,9 @@ class StageConfig(Strict):
     p_attribute: float = Field(default=0.0, ge=0, le=1)
     reason_share: float = Field(default=0.0, ge=0, le=1)
     noun_weight: float = 0.5
+    feature_dropout: float = Field(default=0.0, ge=0, lt=1)
+    absent_names: int = Field(default=0, ge=0)
+    score_weight: float = Field(default=0.1, ge=0)
 
 
 class DataConfig(Strict):
@@ -59,6 +66,7 @@ class DataConfig(Strict):
         pool: folder with COCO-format files and images/. files: name -> number of views (1 plain, 2 also an augmented one).
         weights: name -> relative sampling weight of its pictures; "cutouts" names the composites.
         live: make every view anew in every step (for a GPU) instead of caching trunk features of fixed views.
+        paste: share of live windows that get things of other pictures pasted into them. window: smallest live window, as a share of the area.
         reason: JSONL files with reasoning queries (lisaseg's native format), used by stages with a `reason_share`.
         cutouts: folder of cut-outs or None. composites: how many pictures are pasted together. wordnet: `dict` folder or None (usual places).
         nouns: how many of its nouns. base: folder with base archives.
@@ -69,6 +77,8 @@ class DataConfig(Strict):
     files: dict[str, int]
     weights: dict[str, float]
     live: bool = False
+    paste: float = Field(default=0.0, ge=0, le=1)
+    window: float = Field(default=0.3, gt=0, le=0.9)
     reason: list[Path] = Field(default_factory=list)
     cutouts: Path | None = None
     composites: int = 0

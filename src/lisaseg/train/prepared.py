@@ -18,7 +18,8 @@ from lisaseg.batching import Batch
 from lisaseg.train.views import View
 
 if TYPE_CHECKING:
-    from lisaseg.vlms.tiny_vision import TinyNeck
+    from lisaseg.mask_decoders.tiny import TinyMaskDecoder
+    from lisaseg.vlms.tiny_vision import TinyMaps, TinyNeck
 
 T = TypeVar("T")
 
@@ -104,6 +105,20 @@ class NounTargets:
 
 
 @dataclass
+class Absent:
+    """Prompts (M, C) of names that are not in their view (M,)."""
+
+    prompts: Tensor
+    view: Tensor
+
+    def loss(self, maps: TinyMaps, decoder: TinyMaskDecoder) -> Tensor:
+        """Mean square of the decoder's estimate of its own IoU, which is 0 for what is not there; 0 for no prompt."""
+        if not len(self.prompts):
+            return maps.mid.sum() * 0.0
+        return decoder.decode(maps, self.prompts, self.view)[1].square().mean()
+
+
+@dataclass
 class VisionStep:
     """A step of stage "vision": masks prompted by noun vectors. prompts (N, C), view (N,), targets (N, 104, 104)."""
 
@@ -112,6 +127,7 @@ class VisionStep:
     view: Tensor
     targets: Tensor
     naming: Naming
+    absent: Absent
 
 
 @dataclass
@@ -131,3 +147,4 @@ class JointStep:
     batch: Batch
     nouns: NounTargets
     naming: Naming
+    absent: Absent

@@ -100,7 +100,7 @@ def view_source(recipe: Recipe, pools: list[Pool], cutouts: Cutouts | None, trun
         TrainingError: a stage wants to train the trunk on cached features.
     """
     if recipe.data.live:
-        return LiveViews(pools, cutouts, recipe.data.composites)
+        return LiveViews(pools, cutouts, recipe.data.composites, paste=recipe.data.paste, window=recipe.data.window)
     hungry = [name for name, stage in recipe.stages.items() if stage.trunk_lr > 0 or stage.reason_share > 0]
     if hungry:
         raise TrainingError(
@@ -108,6 +108,11 @@ def view_source(recipe: Recipe, pools: list[Pool], cutouts: Cutouts | None, trun
             next_step=f"Set data.live=true, or stages.{hungry[0]}.trunk_lr=0 and reason_share=0.",
         )
     return CachedViews(prepare_views(recipe, pools, cutouts, trunk))
+
+
+def brings_eyes(recipe: Recipe) -> bool:
+    """Whether the model that the run starts from brings trunk, neck and their noun vectors, so that the base archives of the trunk are not needed."""
+    return recipe.start is not None and "vision" in recipe.start_parts
 
 
 def new_model(recipe: Recipe, nouns: list[str], space: NounSpace, imagenet: list[str]) -> tuple[LisaModel, Path]:
@@ -122,12 +127,13 @@ def new_model(recipe: Recipe, nouns: list[str], space: NounSpace, imagenet: list
     )
     torch.manual_seed(recipe.seed)
     model = LisaModel(config, language_model)
-    model.vlm.vision.trunk.load_state_dict(build_trunk(recipe.data.base).state_dict())  # type: ignore[union-attr]
-    model.vlm.vision.trunk.requires_grad_(False)  # type: ignore[union-attr]
     neck = model.vlm.vision.neck  # type: ignore[union-attr]
-    neck.nouns.copy_(space(nouns))  # type: ignore[operator,union-attr]
-    neck.coco_nouns.copy_(space(list(COCO_THINGS)))  # type: ignore[operator,union-attr]
-    neck.imagenet_nouns.copy_(space(imagenet))  # type: ignore[operator,union-attr]
+    if not brings_eyes(recipe):
+        model.vlm.vision.trunk.load_state_dict(build_trunk(recipe.data.base).state_dict())  # type: ignore[union-attr]
+        neck.nouns.copy_(space(nouns))  # type: ignore[operator,union-attr]
+        neck.coco_nouns.copy_(space(list(COCO_THINGS)))  # type: ignore[operator,union-attr]
+        neck.imagenet_nouns.copy_(space(imagenet))  # type: ignore[operator,union-attr]
+    model.vlm.vision.trunk.requires_grad_(False)  # type: ignore[union-attr]
     torch.manual_seed(recipe.seed + 1)
     add_lora(model, recipe.lora_rank, recipe.lora_alpha)
     if recipe.start is not None:
@@ -146,7 +152,7 @@ def build_workshop(recipe: Recipe, log: Callable[[str], None]) -> Workshop:
             book.add(cutouts[i].name, [], [])  # its tags are themes ("beach"), not names
     nouns = vocabulary(recipe, pools, cutouts) if recipe.start is None else start_config(recipe.start).nouns
     space = NounSpace(recipe.data.base, (recipe.data.cache or recipe.out) / "noun_space.safetensors", list(book.nouns))
-    imagenet = imagenet_names(recipe.data.base)
+    imagenet = [] if brings_eyes(recipe) else imagenet_names(recipe.data.base)
     space.remember([*book.nouns, *nouns, *COCO_THINGS, *imagenet])
     reason = ReasonViews(recipe.data.reason) if recipe.data.reason else None
     if reason is not None:

@@ -23,7 +23,7 @@ from lisaseg.model.losses import mask_bce, mask_dice, mask_iou
 from lisaseg.tokenization import TextTokenizer
 from lisaseg.train.config import StageConfig
 from lisaseg.train.noun_space import COCO_THINGS, NounSpace
-from lisaseg.train.prepared import JointStep, Naming, NounTargets, Pictures, TextStep, VisionStep, make_naming
+from lisaseg.train.prepared import Absent, JointStep, Naming, NounTargets, Pictures, TextStep, VisionStep, make_naming
 from lisaseg.train.reason_views import ReasonViews
 from lisaseg.train.scenes import make_scene
 from lisaseg.train.texts import NounBook
@@ -60,12 +60,14 @@ class Workshop:
         """n views by weight."""
         return [self.views.draw(int(i), rng) for i in rng.choice(len(self.views), size=n, p=self.view_weights)]
 
-    def context(self, pictures: Pictures) -> TinyMaps:
-        """Run the neck, on cached features or behind the trunk."""
+    def context(self, pictures: Pictures, dropout: float = 0.0) -> TinyMaps:
+        """Run the neck, on cached features or behind the trunk; `dropout`: see `feature_dropout`."""
         vision = self.model.vlm.vision
         trunk = pictures.trunk
         if pictures.pixels is not None:
             trunk = vision.trunk(pictures.pixels.float() / 255)  # type: ignore[union-attr,operator]
+        if dropout > 0:
+            trunk = drop_features(trunk, dropout)
         maps: TinyMaps = vision.neck(trunk, pictures.valid)  # type: ignore[union-attr,operator]
         return maps
 
@@ -76,6 +78,18 @@ class Workshop:
         place = {name: i for i, name in enumerate(dict.fromkeys([*names, *rivals, *extra]))}
         label = torch.tensor([place[n] for n in names], dtype=torch.long)
         return NounTargets(torch.tensor(which, dtype=torch.long), label, self.space(list(place)))
+
+
+def drop_features(trunk: dict[str, Tensor], most: float) -> dict[str, Tensor]:
+    """Hide channels of every map (B, C, H, W) and boxes of YOLO, the others scaled up; the share is drawn for each picture from [0, most)."""
+    share = torch.rand(len(trunk["boxes"]), 1, device=trunk["boxes"].device) * most
+    out = dict(trunk)
+    for key in ("s4", "s8", "s16", "s32"):
+        x = trunk[key]
+        kept = (torch.rand(x.shape[:2], device=x.device) >= share) / (1 - share)
+        out[key] = x * kept[..., None, None].to(x.dtype)
+    out["scores"] = trunk["scores"] * (torch.rand(trunk["scores"].shape[:2], device=share.device) >= share)[..., None]
+    return out
 
 
 def _named(module: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
@@ -116,21 +130,36 @@ class VisionStage:
         vectors = self.shop.space(names)
         noise = torch.from_numpy(rng.standard_normal(vectors.shape).astype(np.float32))
         vectors = F.normalize(vectors + 0.5 * rng.random() * F.normalize(noise, dim=-1), dim=-1)
-        return VisionStep(Pictures.of(views), vectors, torch.tensor(index, dtype=torch.long), torch.cat(targets), self.naming(views, rng))
+        absent = self.absent(views, rng)
+        return VisionStep(Pictures.of(views), vectors, torch.tensor(index, dtype=torch.long), torch.cat(targets), self.naming(views, rng), absent)
 
     def loss(self, made: VisionStep) -> tuple[Tensor, Values]:
         """2 BCE + 0.5 Dice of the masks, names of pixels, and the decoder's estimate of its own IoU."""
-        maps = self.shop.context(made.pictures)
+        maps = self.shop.context(made.pictures, self.config.feature_dropout)
         naming = made.naming.loss(maps.pixel, self.neck)  # type: ignore[arg-type]
-        values = {"naming": naming.detach()}
+        absent = made.absent.loss(maps, self.decoder)  # type: ignore[arg-type]
+        values = {"naming": naming.detach()} | ({"absent": absent.detach()} if self.config.absent_names else {})
+        rest = self.config.noun_weight * naming + self.config.score_weight * absent
         if not len(made.targets):  # nothing is large enough in any of these views; a mean over no mask is no number
-            return self.config.noun_weight * naming, values
+            return rest, values
         logits, scores = self.decoder.decode(maps, made.prompts, made.view)  # type: ignore[operator]
         weights = self.shop.model.config.loss_weights
         bce, dice = mask_bce(logits, made.targets).mean(), mask_dice(logits, made.targets).mean()
         iou = mask_iou(logits, made.targets)
-        loss = weights["bce"] * bce + weights["dice"] * dice + self.config.noun_weight * naming + 0.1 * F.mse_loss(scores, iou)
+        loss = weights["bce"] * bce + weights["dice"] * dice + rest + self.config.score_weight * F.mse_loss(scores, iou)
         return loss, values | {"bce": bce.detach(), "dice": dice.detach(), "iou": iou.mean()}
+
+    def absent(self, views: list[View], rng: np.random.Generator) -> Absent:
+        """Names that are not there, every second one the nearest to a name that is, of a few drawn."""
+        names, index = [], []
+        for b, view in enumerate(views):
+            there = self.shop.space(view.info.names)
+            for k in range(self.config.absent_names if view.info.absent else 0):
+                some = [view.info.absent[int(i)] for i in rng.integers(len(view.info.absent), size=8 if k % 2 and len(there) else 1)]
+                near = int((self.shop.space(some) @ there.T).amax(1).argmax()) if len(some) > 1 else 0
+                names.append(some[near])
+                index.append(b)
+        return Absent(self.shop.space(names), torch.tensor(index, dtype=torch.long))
 
     def naming(self, views: list[View], rng: np.random.Generator, per_view: int = 300) -> Naming:
         """Labelled pixels and the names that could stand in that picture, classes balanced."""
@@ -263,7 +292,7 @@ class JointStage(LanguageStage):
         pairs = [(i, n) for i, n in enumerate(n for a in asked for n in a.noun_targets) if n]
         rivals = list(dict.fromkeys(n for v in views for n in v.info.names))
         nouns = shop.nouns([i for i, _ in pairs], [n for _, n in pairs], rivals, rng)
-        return JointStep(Pictures.of(views), batch, nouns, self.vision.naming(views, rng))
+        return JointStep(Pictures.of(views), batch, nouns, self.vision.naming(views, rng), self.vision.absent(views, rng))
 
     def loss(self, made: TextStep | JointStep) -> tuple[Tensor, Values]:
         """LISA's losses (CE + 2 BCE + 0.5 Dice), prompts towards their nouns, names of pixels."""
@@ -271,14 +300,16 @@ class JointStage(LanguageStage):
             return self.text_loss(made)
         shop = self.shop
         with torch.set_grad_enabled(not self.frozen_vision):
-            maps = shop.context(made.pictures)
+            maps = shop.context(made.pictures, self.config.feature_dropout)
         context = ImageContext(shop.model.vlm.vision.tokens(maps), maps)  # type: ignore[union-attr,operator]
         out = shop.model(made.batch, context)
         noun, hit = made.nouns.loss(out.prompts, shop.temperature)
         naming = made.naming.loss(maps.pixel, self.vision.neck)  # type: ignore[arg-type]
         loss = out.losses["loss"] + self.config.noun_weight * noun + 0.3 * naming
+        if self.config.absent_names:
+            loss = loss + self.config.score_weight * made.absent.loss(maps, shop.model.mask_decoder)  # type: ignore[arg-type]
         if len(out.scores):
-            loss = loss + 0.1 * F.mse_loss(out.scores, out.iou)
+            loss = loss + self.config.score_weight * F.mse_loss(out.scores, out.iou)
         values = {k: v.detach() for k, v in out.losses.items() if k != "loss"}
         values |= {"noun": noun.detach(), "hit": hit, "naming": naming.detach(), "seg": torch.tensor(out.seg_accuracy)}
         return loss, values | ({"iou": out.iou.mean()} if len(out.iou) else {})

@@ -13,7 +13,10 @@ import numpy as np
 
 from lisaseg.datasets.cutouts import Cutouts
 from lisaseg.datasets.pool import Pool
+from lisaseg.train.copy_paste import Donors, paste
 from lisaseg.train.views import View, composite_view, crop_box, place, read_view, window_view
+
+MOST_PASTED = 3  # things of other pictures in one view
 
 
 class ViewSource(Protocol):
@@ -42,10 +45,19 @@ class CachedViews:
 
 class LiveViews:
     """Pictures of the pools in their order, then composites. A fifth of the draws are the plain picture, the others windows, half of them mirrored,
-    in changed light and colour."""
+    in changed light and colour.
 
-    def __init__(self, pools: list[Pool], cutouts: Cutouts | None, composites: int, plain: float = 0.2) -> None:
+    Args:
+        composites: how many numbers stand for new composites of cut-outs. plain: share of plain pictures.
+        paste: share of the windows into which things of other pictures are pasted. window: the smallest window, as a share of the picture's area.
+    """
+
+    def __init__(
+        self, pools: list[Pool], cutouts: Cutouts | None, composites: int, plain: float = 0.2, paste: float = 0.0, window: float = 0.3
+    ) -> None:
         self.pools, self.cutouts, self.plain = pools, cutouts, plain
+        self.paste, self.window = paste, window
+        self.donors = Donors(pools) if paste > 0 else None
         self.composites = composites if cutouts is not None else 0
         self.at = [(pool, index) for pool in pools for index in range(len(pool))]
 
@@ -61,7 +73,9 @@ class LiveViews:
             pool, number = self.at[index]
             if rng.random() < self.plain:
                 return place(window_view(pool, number, None, flip=False))
-            raw = window_view(pool, number, crop_box(pool.size(number), rng), flip=bool(rng.random() < 0.5))
+            raw = window_view(pool, number, crop_box(pool.size(number), rng, self.window), flip=bool(rng.random() < 0.5))
+            if self.donors is not None and rng.random() < self.paste:
+                raw = paste(raw, self.donors, MOST_PASTED, rng)
         info, rgb, masks, instances = raw
         return place((info, relight(rgb, rng), masks, instances))
 

@@ -63,10 +63,10 @@ class View:
     pixels: Tensor | None = None
 
 
-def crop_box(hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A random window (top, left, bottom, right) with 30-90 % of the picture's area and a mild change of aspect."""
+def crop_box(hw: tuple[int, int], rng: np.random.Generator, smallest: float = 0.3) -> tuple[int, int, int, int]:
+    """A random window (top, left, bottom, right) with `smallest` to 90 % of the picture's area and a mild change of aspect."""
     h, w = hw
-    side = np.sqrt(rng.uniform(0.3, 0.9))
+    side = np.sqrt(rng.uniform(smallest, 0.9))
     aspect = np.exp(rng.uniform(-0.25, 0.25))
     ch, cw = int(min(h, max(32, h * side * aspect))), int(min(w, max(32, w * side / aspect)))
     top, left = int(rng.integers(0, h - ch + 1)), int(rng.integers(0, w - cw + 1))

@@ -1,4 +1,4 @@
-"""`lisaseg data ...`: check, convert and count annotations."""
+"""`lisaseg data ...`: check, convert, count and add annotations."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    group = typer.Typer(no_args_is_help=True, help="Check, convert and count annotations.")
+    group = typer.Typer(no_args_is_help=True, help="Check, convert, count and add annotations.")
     group.command()(check)
     group.command()(convert)
     group.command()(stats)
+    group.command(name="pseudo-label")(pseudo_label)
     app.add_typer(group, name="data")
 
 
@@ -130,6 +131,29 @@ def stats(
         typer.echo(json.dumps(report, ensure_ascii=False))
     else:
         show_table(["measure", "value"], list(_rows(report)))
+
+
+def pseudo_label(
+    pool: Annotated[Path, typer.Argument(metavar="POOL", help="Folder with COCO files and images/, as the recipes of lisa-tiny read it.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="COCO file in it, with or without .json.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Copy of the COCO file to write, with the masks that were added.")],
+    model: Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="A model of lisa-tiny's kind.")] = "lisa-tiny",
+    least: Annotated[float, typer.Option("--least", min=0, max=1, help="IoU that a mask must have by the model's own estimate.")] = 0.65,
+) -> None:
+    """Draw masks of what a COCO file leaves unlabelled, as far as the model is sure of them, for self-training; the file itself stays as it is."""
+    from lisaseg.datasets.pool import Pool
+    from lisaseg.predictor import load
+    from lisaseg.train.progress import reporting
+    from lisaseg.train.pseudo_labels import add_pseudo_labels
+
+    photos = Pool(pool, file)
+    if out.resolve() == photos.path.resolve():
+        raise UsageError(f"--out is the file that is read ({out}).", next_step="Give the copy a name of its own.")
+    predictor = load(model)
+    with reporting("photos", every=100) as report:
+        added = add_pseudo_labels(photos, predictor.model, out, least, report)
+    typer.echo(f"{added} masks added in {len(photos)} photos.", err=True)
+    typer.echo(str(out))
 
 
 def _rows(report: dict[str, Any], before: str = "") -> Any:
