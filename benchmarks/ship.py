@@ -39,7 +39,7 @@ def main(run: Path, scores_file: Path) -> None:
     (target / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     table = run / "training.md"  # written by hand where a run was made of pieces
     training = table.read_text().strip() if table.is_file() else training_table(run)
-    (target / "MODEL_CARD.md").write_text(model_card(training, 0, scores))
+    (target / "MODEL_CARD.md").write_text(model_card(training, "0 and 1", scores))
     write_manifest(target)
     print(target, f"{sum(f.stat().st_size for f in target.iterdir()) / 1e6:.1f} MB")
 

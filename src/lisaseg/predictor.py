@@ -23,7 +23,7 @@ from lisaseg.imaging import ImageSource, Picture, Placement, open_image
 from lisaseg.model.lisa import LisaModel
 from lisaseg.model.memory import Setting, within_memory
 from lisaseg.model.remembering import PictureMemory
-from lisaseg.model.weighing import Priors, weigh_names
+from lisaseg.model.weighing import Asked, Priors, weigh_names
 from lisaseg.startup import collector_paused
 from lisaseg.tokenization import Tokenizer, clean_instruction
 from lisaseg.types import MODES, PLUS_MODES, SEG_TEXT, Answer, Mode, Segment, Status, Turn
@@ -248,10 +248,10 @@ class Predictor:
         """The answer with the name that fits the picture best; see `weigh_names`."""
         if job.mode == "text":
             return row
-        floor = float(self.model.config.min_score) if job.mode in prompts.DOUBTED_MODES else 0.0
-        it, neutral = job.encoded, self._ids(Conversation().ask(prompts.NEUTRAL_QUESTION))
-        about = (job.ids, job.instruction, it.context, row, lambda states: self._decode(it, states)[1], neutral, it.priors)
-        return weigh_names(self.model, self.tokenizer, *about, floor)
+        encoded, neutral = job.encoded, self._ids(Conversation().ask(prompts.NEUTRAL_QUESTION))
+        asked = Asked(job.ids, job.instruction, neutral, job.mode in prompts.DOUBTED_MODES)
+        about = encoded.context, row, lambda states: self._decode(encoded, states)[1], encoded.priors
+        return weigh_names(self.model, self.tokenizer, asked, *about)
 
     def _generate(
         self,

@@ -92,6 +92,18 @@ def test_a_mask_that_scores_too_little_becomes_a_refusal(tiny: lisaseg.Predictor
     assert tiny.ask(EXAMPLES / "cat.jpg", "the cat", mode="segment").status == "masks", "who insists gets what there is"
 
 
+def test_a_name_that_is_worth_too_little_becomes_a_refusal(tiny: lisaseg.Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "the thing one drinks from"
+    assert tiny.ask(EXAMPLES / "coffee.jpg", text).status == "masks"
+    monkeypatch.setattr(tiny.model.config, "min_worth", 100.0)
+    refused = tiny.ask(EXAMPLES / "coffee.jpg", text)
+    assert refused.status == "no_target" and not refused.segments and "[SEG]" not in refused.raw_text
+    assert tiny.ask(EXAMPLES / "coffee.jpg", text, mode="segment").status == "masks", "who insists gets what there is"
+    assert tiny.ask(EXAMPLES / "coffee.jpg", "the cup").status == "masks", "what is asked for by its name is not weighed"
+    monkeypatch.setattr(tiny.model.config, "min_worth", -100.0)
+    assert tiny.ask(EXAMPLES / "coffee.jpg", text).raw_text == tiny.ask(EXAMPLES / "coffee.jpg", text, mode="segment").raw_text
+
+
 def test_what_was_asked_before_changes_no_answer(tiny: lisaseg.Predictor) -> None:
     texts = ("the animal that purrs", "something to drink from", "where one can sit down")
     fresh = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,35 +20,39 @@ _SMALL = frozenset(("the", "a", "an", "her", "his", "their", "its", "this", "tha
 NAME_TEMPERATURE = 1.5  # the language model is too sure of its names; chosen on validation queries, see the model card of lisa-tiny
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A question. prompt: its ids with the picture's slot. instruction: what the user typed. neutral: ids of `prompts.NEUTRAL_QUESTION` with the
+    picture's slot. doubted: the answer may become a refusal."""
+
+    prompt: list[int]
+    instruction: str
+    neutral: list[int]
+    doubted: bool = False
+
+
 def weigh_names(
     model: LisaModel,
     tokenizer: Tokenizer,
-    prompt: list[int],
-    instruction: str,
+    asked: Asked,
     context: ImageContext,
     row: Generation,
     estimate: Callable[[Tensor], Tensor],
-    neutral: list[int],
     priors: Priors,
-    floor: float = 0.0,
 ) -> Generation:
-    """Of the names that are seen in the picture and the one that was generated, give the best.
+    """Of the names that are seen in the picture and the one that was generated, give the best; a refusal if even that is worth too little.
 
     "what would you stand on to ride a wave" makes "wave" likely although there may be none; its mask scores low, the surfboard's high. And "person"
     is likely whatever is asked, so what counts is how much likelier the question makes a name than it is without one (pointwise mutual information,
     as in arXiv 2104.08315). The worth of a name is
         (log p(name | question) - prior_share * log p(name | no question)) / temperature + log(estimated IoU of its mask).
-    Only short answers "It is the NAME [SEG]." are weighed.
+    Only short answers "It is the NAME [SEG]." are weighed, and not where the generated name is what was asked for outright: who asks for the hair
+    shall not get the person.
 
     Args:
-        prompt: ids of the question, with the picture's slot. instruction: what the user typed; if it asks for the generated name outright, that is
-            not weighed: who asks for the hair shall not get the person.
-        context: the picture.
-        row: what was generated.
+        context: the picture. row: what was generated.
         estimate: states (n, D) behind `[SEG]` -> estimated IoU of their masks (n,).
-        neutral: ids of `prompts.NEUTRAL_QUESTION` with the picture's slot. priors: what is known of the picture's names without a question; grows.
-        floor: an answer whose own mask is estimated below this is left as it is: what it names is not there, so it will become a refusal, and
-            a better-looking mask of another thing would only hide that.
+        priors: what is known of the picture's names without a question; grows.
     """
     config, seg = model.config, tokenizer.seg_id
     opening = tokenizer.plain(prompts.NAMED_OPENING)
@@ -56,21 +61,24 @@ def weigh_names(
     at = row.ids.index(seg)
     if len(row.ids) > at + 3:  # more than a full stop follows: the rest would not fit another name
         return row
-    if asks_by_name(instruction, tokenizer.decode(row.ids[len(opening) : at])):
+    if asks_by_name(asked.instruction, tokenizer.decode(row.ids[len(opening) : at])):
         return row
     names = [config.nouns[i] for i in model.vlm.seen_names(context, config.candidates)]
     seen = [[*tokenizer.plain(f"{prompts.NAMED_OPENING} {name}"), seg] for name in names]
     ways = [row.ids[: at + 1], *seen]
-    likely, states = name_likelihoods(model, prompt, context, ways, len(opening))
+    likely, states = name_likelihoods(model, asked.prompt, context, ways, len(opening))
     if config.prior_share:
-        prior = name_priors(lambda some: name_likelihoods(model, neutral, context, some, len(opening))[0], ways[0], seen, priors)
+        prior = name_priors(lambda some: name_likelihoods(model, asked.neutral, context, some, len(opening))[0], ways[0], seen, priors)
         likely = likely - config.prior_share * prior.to(likely)
     scores = estimate(states)
     worth = likely / NAME_TEMPERATURE + scores.clamp(min=1e-3).log()
     best = int(worth.argmax())
-    if best == 0 or float(scores[0]) < floor:
-        return row
-    return Generation(ways[best] + row.ids[at + 1 :], [states[best]], row.finished)
+    if asked.doubted and config.min_worth is not None:
+        if float(worth[best]) < config.min_worth:
+            return Generation(tokenizer.plain(prompts.NO_TARGET), [], row.finished)
+    elif asked.doubted and float(scores[0]) < config.min_score:
+        return row  # what it names is not there, so it will become a refusal; a better-looking mask of another thing would only hide that
+    return row if best == 0 else Generation(ways[best] + row.ids[at + 1 :], [states[best]], row.finished)
 
 
 def name_likelihoods(model: LisaModel, prompt: list[int], context: ImageContext, ways: Sequence[list[int]], opening: int) -> tuple[Tensor, Tensor]:

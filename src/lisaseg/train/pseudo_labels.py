@@ -29,13 +29,14 @@ from lisaseg.model.lisa import LisaModel
 from lisaseg.train.noun_space import COCO_THINGS
 from lisaseg.vlms.base import ImageContext
 
+LEAST = 0.65  # estimated IoU of a mask
 CONFIRMED = 0.15  # estimated IoU that a mask may lack if a caption or YOLO names its thing
 AGREE = 0.6  # IoU of the masks in the photo and in its mirror image
 DETECTED, GUESSED = 0.3, 0.1  # YOLO's score that confirms a name, and the one from which a name is tried
 SEEN = 16  # names that the vision tower sees, tried as well
 
 
-def add_pseudo_labels(pool: Pool, model: LisaModel, out: Path, least: float = 0.65, progress: Callable[[int, int], None] | None = None) -> int:
+def add_pseudo_labels(pool: Pool, model: LisaModel, out: Path, least: float = LEAST, progress: Callable[[int, int], None] | None = None) -> int:
     """Write a copy of a COCO file with pseudo-labels (annotations of kind "pseudo", with `score`); those of an earlier call are left out first.
 
     Names whose presence is settled are not touched: what is labelled, names close to it, and what is labelled exhaustively in that photo.
