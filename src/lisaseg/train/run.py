@@ -29,7 +29,7 @@ from lisaseg.train.noun_space import COCO_THINGS, NounSpace
 from lisaseg.train.progress import reporting
 from lisaseg.train.reason_views import ReasonViews
 from lisaseg.train.stages import JointStage, TextStage, VisionStage, Workshop
-from lisaseg.train.start import check_space, fingerprint, start_config, start_from
+from lisaseg.train.start import check_space, fingerprint, keep_settings, start_config, start_from
 from lisaseg.train.texts import NounBook
 from lisaseg.train.tiny_base import build_trunk, imagenet_names
 from lisaseg.train.view_sources import CachedViews, LiveViews, ViewSource
@@ -125,6 +125,8 @@ def new_model(recipe: Recipe, nouns: list[str], space: NounSpace, imagenet: list
         lora={"rank": recipe.lora_rank, "alpha": recipe.lora_alpha},
         language_model="smollm2-135m-instruct",
     )
+    if recipe.start is not None and len(set(recipe.start_parts)) == 2:
+        keep_settings(config, start_config(recipe.start))
     torch.manual_seed(recipe.seed)
     model = LisaModel(config, language_model)
     neck = model.vlm.vision.neck  # type: ignore[union-attr]

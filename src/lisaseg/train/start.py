@@ -32,6 +32,16 @@ def start_config(start: Path) -> LisaConfig:
     return config
 
 
+# how a model is asked, not what it has learned: a run that goes on from a whole model keeps it
+ASKED = ("candidates", "prior_share", "min_worth", "min_score", "refusal_bias", "evaluation_answer")
+
+
+def keep_settings(config: LisaConfig, start: LisaConfig) -> None:
+    """Give a new model the settings of answering of the model that it goes on from."""
+    for key in ASKED:
+        setattr(config, key, getattr(start, key))
+
+
 def start_from(model: LisaModel, start: Path, parts: Sequence[str]) -> None:
     """Copy parts of a model folder into a new model with adapters: "vision" (trunk, neck, mask decoder), "language" (all else that was trained).
 
