@@ -104,6 +104,13 @@ def test_a_name_that_is_worth_too_little_becomes_a_refusal(tiny: lisaseg.Predict
     assert tiny.ask(EXAMPLES / "coffee.jpg", text).raw_text == tiny.ask(EXAMPLES / "coffee.jpg", text, mode="segment").raw_text
 
 
+def test_a_class_is_found_by_what_is_seen_of_it(tiny: lisaseg.Predictor) -> None:
+    assert "animal" not in tiny.model.config.nouns
+    animal, cat = (tiny.ask(EXAMPLES / "cat.jpg", text) for text in ("the animal", "the cat"))
+    assert animal.status == cat.status == "masks"
+    assert (animal.masks[0] & cat.masks[0]).sum() / (animal.masks[0] | cat.masks[0]).sum() > 0.8
+
+
 def test_what_was_asked_before_changes_no_answer(tiny: lisaseg.Predictor) -> None:
     texts = ("the animal that purrs", "something to drink from", "where one can sit down")
     fresh = []

@@ -46,8 +46,8 @@ def weigh_names(
     is likely whatever is asked, so what counts is how much likelier the question makes a name than it is without one (pointwise mutual information,
     as in arXiv 2104.08315). The worth of a name is
         (log p(name | question) - prior_share * log p(name | no question)) / temperature + log(estimated IoU of its mask).
-    Only short answers "It is the NAME [SEG]." are weighed, and not where the generated name is what was asked for outright: who asks for the hair
-    shall not get the person.
+    Only short answers "It is the NAME [SEG]." are weighed, and not where the generated name is what was asked for outright and the tower knows it: who
+    asks for the hair shall not get the person, but who asks for the animal may get the cat.
 
     Args:
         context: the picture. row: what was generated.
@@ -61,7 +61,8 @@ def weigh_names(
     at = row.ids.index(seg)
     if len(row.ids) > at + 3:  # more than a full stop follows: the rest would not fit another name
         return row
-    if asks_by_name(asked.instruction, tokenizer.decode(row.ids[len(opening) : at])):
+    name = tokenizer.decode(row.ids[len(opening) : at])
+    if asks_by_name(asked.instruction, name) and name.strip() in config.nouns:
         return row
     names = [config.nouns[i] for i in model.vlm.seen_names(context, config.candidates)]
     seen = [[*tokenizer.plain(f"{prompts.NAMED_OPENING} {name}"), seg] for name in names]
