@@ -46,8 +46,8 @@ def weigh_names(
     is likely whatever is asked, so what counts is how much likelier the question makes a name than it is without one (pointwise mutual information,
     as in arXiv 2104.08315). The worth of a name is
         (log p(name | question) - prior_share * log p(name | no question)) / temperature + log(estimated IoU of its mask).
-    Only short answers "It is the NAME [SEG]." are weighed, and not where the generated name is what was asked for outright and the tower knows it: who
-    asks for the hair shall not get the person, but who asks for the animal may get the cat.
+    Only short answers "It is the NAME [SEG]." are weighed, and not where the generated name is what was asked for outright and the tower knows it:
+    who asks for the hair shall not get the person, but who asks for the animal may get the cat.
 
     Args:
         context: the picture. row: what was generated.
