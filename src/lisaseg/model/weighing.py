@@ -19,6 +19,8 @@ Priors = dict[tuple[int, ...], float]  # ids of "It is the NAME [SEG]" -> log p 
 _SMALL = frozenset(("the", "a", "an", "her", "his", "their", "its", "this", "that"))
 NAME_TEMPERATURE = 1.5  # the language model is too sure of its names; chosen on validation queries, see the model card of lisa-tiny
 
+SURE = 0.5  # estimated IoU from which a mask of a name that the tower does not know is good enough
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -46,8 +48,8 @@ def weigh_names(
     is likely whatever is asked, so what counts is how much likelier the question makes a name than it is without one (pointwise mutual information,
     as in arXiv 2104.08315). The worth of a name is
         (log p(name | question) - prior_share * log p(name | no question)) / temperature + log(estimated IoU of its mask).
-    Only short answers "It is the NAME [SEG]." are weighed, and not where the generated name is what was asked for outright and the tower knows it:
-    who asks for the hair shall not get the person, but who asks for the animal may get the cat.
+    Only short answers "It is the NAME [SEG]." are weighed, and not where the generated name is what was asked for outright and the tower knows it or
+    its mask looks good: who asks for the hair shall not get the person, but who asks for the animal may get the cat.
 
     Args:
         context: the picture. row: what was generated.
@@ -62,7 +64,7 @@ def weigh_names(
     if len(row.ids) > at + 3:  # more than a full stop follows: the rest would not fit another name
         return row
     name = tokenizer.decode(row.ids[len(opening) : at])
-    if asks_by_name(asked.instruction, name) and name.strip() in config.nouns:
+    if asks_by_name(asked.instruction, name) and (name.strip() in config.nouns or float(estimate(torch.stack(row.states))[0]) >= SURE):
         return row
     names = [config.nouns[i] for i in model.vlm.seen_names(context, config.candidates)]
     seen = [[*tokenizer.plain(f"{prompts.NAMED_OPENING} {name}"), seg] for name in names]
