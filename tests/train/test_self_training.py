@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -18,10 +19,11 @@ from tests import tiny_random
 from tests.train.test_stages import stage_of, step_of
 
 import lisaseg
+from lisaseg.apps.commands.data import pseudo_label
 from lisaseg.datasets.pool import Pool
 from lisaseg.errors import TrainingError
 from lisaseg.formats import rle
-from lisaseg.train.pseudo_labels import add_pseudo_labels, mentioned
+from lisaseg.train.pseudo_labels import LEAST, add_pseudo_labels, mentioned
 from lisaseg.train.stages import Workshop, drop_features
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -88,6 +90,10 @@ def test_the_command_writes_a_copy_and_never_its_source(photos: Pool) -> None:
     done = door("copy.json")
     assert done.returncode == 0 and done.stdout.strip() == str(photos.root / "copy.json") and "masks added in 2 photos" in done.stderr
     assert len(Pool(photos.root, "copy")[0].queries)
+
+
+def test_the_command_asks_for_the_iou_that_the_function_does() -> None:
+    assert inspect.signature(pseudo_label).parameters["least"].default == LEAST
 
 
 def test_a_model_without_names_is_refused(photos: Pool, tmp_path: Path) -> None:

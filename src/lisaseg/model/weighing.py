@@ -18,7 +18,6 @@ Priors = dict[tuple[int, ...], float]  # ids of "It is the NAME [SEG]" -> log p 
 
 _SMALL = frozenset(("the", "a", "an", "her", "his", "their", "its", "this", "that"))
 NAME_TEMPERATURE = 1.5  # the language model is too sure of its names; chosen on validation queries, see the model card of lisa-tiny
-
 SURE = 0.5  # estimated IoU from which a mask of a name that the tower does not know is good enough
 
 

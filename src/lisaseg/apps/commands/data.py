@@ -138,7 +138,9 @@ def pseudo_label(
     file: Annotated[str, typer.Argument(metavar="FILE", help="COCO file in it, with or without .json.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Copy of the COCO file to write, with the masks that were added.")],
     model: Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="A model of lisa-tiny's kind.")] = "lisa-tiny",
-    least: Annotated[float, typer.Option("--least", min=0, max=1, help="IoU that a mask must have by the model's own estimate.")] = 0.65,
+    least: Annotated[
+        float, typer.Option("--least", min=0, max=1, help="IoU that a mask must have by the model's own estimate.")
+    ] = 0.65,  # pseudo_labels.LEAST, without torch
 ) -> None:
     """Draw masks of what a COCO file leaves unlabelled, as far as the model is sure of them, for self-training; the file itself stays as it is."""
     from lisaseg.datasets.pool import Pool
