@@ -42,6 +42,8 @@ SEGMENT_SENTENCE = "{text} Please output segmentation mask."
 
 ANSWER_NAMED = f"It is the {{name}} {SEG_TEXT}."
 ANSWER_UNNAMED = f"It is {SEG_TEXT}."
+# LISA's own answers (reference `utils/utils.py`); {seg} may stand for several masks.
+UNNAMED_ANSWERS = ("It is {seg}.", "Sure, {seg}.", "Sure, it is {seg}.", "Sure, the segmentation result is {seg}.", "{seg}.")
 NEUTRAL_QUESTION = SEGMENT_PHRASE.replace("{text} ", "")  # asks for nothing in particular: what is answered then is habit
 NAMED_OPENING = "It is the"  # what stands before the name
 FORCED_OPENING = "It is"  # put before a [SEG] that the user insists on

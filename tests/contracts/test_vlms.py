@@ -13,7 +13,8 @@ from torch import Tensor
 from lisaseg.model.lisa import LisaModel
 from lisaseg.tokenization import TextTokenizer
 from lisaseg.vlms import VLMS
-from lisaseg.vlms.base import Generation, ImageContext, VisionLanguageModel
+from lisaseg.vlms.base import ImageContext, VisionLanguageModel
+from lisaseg.vlms.decoding import Generation
 
 Taught = tuple[LisaModel, TextTokenizer]
 # name -> a small model of that family with random weights, in eval mode
@@ -188,3 +189,51 @@ def test_bans_hold_and_bias_counts_once(vlm: VisionLanguageModel, context: Image
     other = (free.ids[0] + 1) % vlm.seg_token_id
     assert generate(vlm, start, bias={other: 1e6})[0].ids[0] == other
     assert generate(vlm, start, bias={other: 1e6}, max_new_tokens=4)[0].ids[1:] != [other] * 3
+
+
+@pytest.mark.parametrize("seg_state", ["emit", "at"])
+@pytest.mark.parametrize("length", [1, 2, 6])
+@pytest.mark.parametrize(("right", "wrong"), [(9, 0), (0, 3), (1, 2), (2, 9)])
+def test_guesses_change_nothing_but_the_number_of_passes(
+    vlm: VisionLanguageModel, context: ImageContext, monkeypatch: pytest.MonkeyPatch, seg_state: str, length: int, right: int, wrong: int
+) -> None:
+    start = [prompt(vlm, context, 0, 5)]
+    settings = {"seg_state": seg_state, "max_new_tokens": length}
+    plain = generate(vlm, start, use_cache=False, **settings)
+    truth = plain[0].ids
+
+    def draft(ids: list[int]) -> list[int]:
+        assert ids == truth[: len(ids)] and len(ids) < length
+        hit = truth[len(ids) :][:right]
+        miss = [(token + 1) % vlm.seg_token_id for token in truth[len(ids) + len(hit) :]] or [0]
+        return hit + (miss * wrong)[:wrong]
+
+    passes: list[int] = []
+    work = vlm.hidden_states
+    monkeypatch.setattr(vlm, "hidden_states", lambda *args: (passes.append(1), work(*args))[1])
+    heard: list[int] = []
+    guessed = generate(vlm, start, draft=draft, on_token=lambda row, token: heard.append(token), **settings)
+    same(guessed, plain)
+    assert heard == truth
+    last_is_seg = seg_state == "at" and truth[-1] == vlm.seg_token_id
+    taken = 1 + min(right, length - 1)  # tokens that the first pass gives
+    assert len(passes) == -(-length // taken) + last_is_seg
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_what_was_read_scores_any_continuation(vlm: VisionLanguageModel, context: ImageContext, after: int) -> None:
+    start = prompt(vlm, context, 0, 5)
+    row = generate(vlm, [start], max_new_tokens=4, draft=lambda ids: [1, 2])[0]
+    begun = torch.cat([start, vlm.embed_ids(torch.tensor(row.ids[:after], dtype=torch.long))]).detach()
+    ways = [row.ids[after:], words(vlm, 1).tolist(), words(vlm, 6, seed=4).tolist()]
+    assert row.reading is not None
+    for reading, skip in ((row.reading, after), (vlm.read(begun), 0), (row.reading, after)):
+        logp, states = vlm.score_continuations(reading, ways, skip)
+        for k, way in enumerate(ways):
+            with torch.no_grad():
+                whole = torch.cat([begun, vlm.embed_ids(torch.tensor(way[:-1], dtype=torch.long))])
+                hidden = vlm.hidden_states(whole[None], None, None)[0, -len(way) :]
+                each = vlm.logits(hidden).log_softmax(-1)[torch.arange(len(way)), torch.tensor(way)]
+            torch.testing.assert_close(logp[k, : len(way)], each, atol=1e-4, rtol=1e-3)
+            assert not logp[k, len(way) :].any()
+            torch.testing.assert_close(states[k], hidden[-1], atol=1e-4, rtol=1e-3)

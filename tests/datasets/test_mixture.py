@@ -13,9 +13,9 @@ from tests.datasets.recipe_root import make_root
 
 from lisaseg.datasets import DATASETS
 from lisaseg.datasets.mixture import PAPER_RATES, PAPER_SETS, Group, Mixture, Task
-from lisaseg.datasets.questions import ANSWERS, EXPLAIN_SUFFIXES, LONG_QUESTIONS, SHORT_QUESTIONS, conversations, short_question
+from lisaseg.datasets.questions import EXPLAIN_SUFFIXES, LONG_QUESTIONS, SHORT_QUESTIONS, conversations, short_question
 from lisaseg.errors import DataError, UsageError
-from lisaseg.prompts import NO_TARGET
+from lisaseg.prompts import NO_TARGET, UNNAMED_ANSWERS
 from lisaseg.types import SEG_TEXT, Query, Sample
 
 MASK = np.ones((2, 2), np.uint8)
@@ -150,7 +150,7 @@ REASON = Query("Why?", (MASK,), is_sentence=True, explanation="Because it is.", 
 def test_explanations_follow_the_ratio(seed: int, ratio: float | None) -> None:
     talks = conversations([REASON], 3, np.random.default_rng(seed), explanation=ratio)
     assert len({talk[0].instruction for talk in talks}) == 3  # three different wordings
-    plain = {answer.format(seg=SEG_TEXT) for answer in ANSWERS}
+    plain = {answer.format(seg=SEG_TEXT) for answer in UNNAMED_ANSWERS}
     for ((turn),) in talks:
         answer = str(turn.answer)
         if ratio == 1.0:

@@ -126,7 +126,7 @@ def test_nobody_waits_any_more(engine: LisaEngine, tmp_path: Path) -> None:
 
 
 def test_an_answer_that_repeats_itself_is_cut(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lisaseg.predictor.MAX_SEGMENTS", 2)
+    monkeypatch.setattr("lisaseg.model.answering.MAX_SEGMENTS", 2)
     assert len(predictor.ask(noise(1), TWO).segments) == 2
     cut = predictor.ask(noise(1), THREE)
     assert cut.status == "truncated" and len(cut.segments) == cut.raw_text.count("[SEG]") == 2

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lisaseg.prompts import NO_TARGET, choose
+from lisaseg.prompts import NO_TARGET, UNNAMED_ANSWERS, choose
 from lisaseg.types import SEG_TEXT, Query, Turn
 
 SHORT_QUESTIONS = (
@@ -25,7 +25,6 @@ EXPLAIN_SUFFIXES = (
     "Please output segmentation mask and explain the reason.",
     "Please output segmentation mask and give some explanation.",
 )
-ANSWERS = ("It is {seg}.", "Sure, {seg}.", "Sure, it is {seg}.", "Sure, the segmentation result is {seg}.", "{seg}.")
 
 _DOUBLED = re.compile(r"\bthe (?=(?:the|an?) )", re.IGNORECASE)
 
@@ -60,7 +59,7 @@ def _texts(query: Query, rng: np.random.Generator) -> tuple[str, ...]:
 
 def _turn(query: Query, text: str, style: str, rng: np.random.Generator) -> Turn:
     question = choose(LONG_QUESTIONS, rng).format(text=text) if query.is_sentence else short_question(choose(SHORT_QUESTIONS, rng), text)
-    answer = choose(ANSWERS, rng).format(seg=_segs(len(query.masks)))
+    answer = choose(UNNAMED_ANSWERS, rng).format(seg=_segs(len(query.masks)))
     if style == "explain":
         return Turn(text, query.explanation)
     if not query.masks:

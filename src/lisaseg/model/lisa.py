@@ -22,7 +22,8 @@ from lisaseg.mask_decoders import MASK_DECODERS
 from lisaseg.model.config import LisaConfig
 from lisaseg.model.losses import answer_loss, mask_bce, mask_dice, mask_iou
 from lisaseg.vlms import VLMS
-from lisaseg.vlms.base import Generation, ImageContext, VisionLanguageModel
+from lisaseg.vlms.base import ImageContext, VisionLanguageModel
+from lisaseg.vlms.decoding import Generation
 
 
 @dataclass
@@ -151,6 +152,7 @@ class LisaModel(PreTrainedModel):  # type: ignore[misc]
         ban: Sequence[int] = (),
         bias: dict[int, float] | None = None,
         on_token: Callable[[int, int], None] | None = None,
+        draft: Callable[[list[int]], list[int]] | None = None,
         use_cache: bool = True,
     ) -> list[Generation]:
         """Answer Q prompts (each (T,) ids with the picture's slot expanded) about the pictures of `context`.
@@ -168,6 +170,7 @@ class LisaModel(PreTrainedModel):  # type: ignore[misc]
             ban=ban,
             bias=bias,
             on_token=on_token,
+            draft=draft,
             use_cache=use_cache,
         )
 

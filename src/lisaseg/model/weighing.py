@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from torch import Tensor
 from lisaseg import prompts
 from lisaseg.model.lisa import LisaModel
 from lisaseg.tokenization import Tokenizer
-from lisaseg.vlms.base import Generation, ImageContext
+from lisaseg.vlms.base import ImageContext
+from lisaseg.vlms.decoding import Generation, Reading
 
 Priors = dict[tuple[int, ...], float]  # ids of "It is the NAME [SEG]" -> log p of its name in one picture when nothing in particular is asked
 
@@ -66,11 +68,13 @@ def weigh_names(
     if asks_by_name(asked.instruction, name) and (name.strip() in config.nouns or float(estimate(torch.stack(row.states))[0]) >= SURE):
         return row
     names = [config.nouns[i] for i in model.vlm.seen_names(context, config.candidates)]
-    seen = [[*tokenizer.plain(f"{prompts.NAMED_OPENING} {name}"), seg] for name in names]
-    ways = [row.ids[: at + 1], *seen]
-    likely, states = name_likelihoods(model, asked.prompt, context, ways, len(opening))
+    # only what stands between "It is the" and the full stop differs; the words before it are read once
+    ways = [row.ids[len(opening) : at + 1], *([*tokenizer.plain(f" {name}"), seg] for name in names)]
+    after = len(opening) if row.reading is not None else 0
+    likely, states = name_likelihoods(model, row.reading or read_prompt(model, asked.prompt + opening, context), ways, after)
     if config.prior_share:
-        prior = name_priors(lambda some: name_likelihoods(model, asked.neutral, context, some, len(opening))[0], ways[0], seen, priors)
+        neutral = functools.cache(lambda: read_prompt(model, asked.neutral + opening, context))  # not read at all if all priors are known
+        prior = name_priors(lambda some: name_likelihoods(model, neutral(), some)[0], ways[0], ways[1:], priors)
         likely = likely - config.prior_share * prior.to(likely)
     scores = estimate(states)
     worth = likely / NAME_TEMPERATURE + scores.clamp(min=1e-3).log()
@@ -80,15 +84,19 @@ def weigh_names(
             return Generation(tokenizer.plain(prompts.NO_TARGET), [], row.finished)
     elif asked.doubted and float(scores[0]) < config.min_score:
         return row  # what it names is not there, so it will become a refusal; a better-looking mask of another thing would only hide that
-    return row if best == 0 else Generation(ways[best] + row.ids[at + 1 :], [states[best]], row.finished)
+    return row if best == 0 else Generation(opening + ways[best] + row.ids[at + 1 :], [states[best]], row.finished)
 
 
-def name_likelihoods(model: LisaModel, prompt: list[int], context: ImageContext, ways: Sequence[list[int]], opening: int) -> tuple[Tensor, Tensor]:
-    """log p (n,) of what follows the first `opening` ids of each way to answer, and the states (n, D) behind their `[SEG]`."""
+def read_prompt(model: LisaModel, prompt: list[int], context: ImageContext) -> Reading:
+    """The language model reads a prompt about one picture."""
     ids = torch.tensor(prompt, device=model.device)
-    embeds = model.vlm.embed(ids[None], context.tokens, torch.zeros(1, dtype=torch.long, device=ids.device))[0]
-    logp, states = model.vlm.score_continuations(embeds, ways)
-    return logp[:, opening:].sum(1), states
+    return model.vlm.read(model.vlm.embed(ids[None], context.tokens, torch.zeros(1, dtype=torch.long, device=ids.device))[0])
+
+
+def name_likelihoods(model: LisaModel, reading: Reading, ways: Sequence[list[int]], after: int = 0) -> tuple[Tensor, Tensor]:
+    """log p (n,) of each way to go on behind `after` tokens of an answer, and the states (n, D) behind their `[SEG]`."""
+    logp, states = model.vlm.score_continuations(reading, ways, after)
+    return logp.sum(1), states
 
 
 def name_priors(score: Callable[[Sequence[list[int]]], Tensor], own: list[int], seen: Sequence[list[int]], known: Priors) -> Tensor:

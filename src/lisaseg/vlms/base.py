@@ -1,4 +1,4 @@
-"""What every vision-language family shares: image tokens in place, hidden states, greedy generation with a KV cache.
+"""What every vision-language family shares: image tokens in place, hidden states, decoding.
 
 Shapes: B images, Q conversations (rows), T tokens, D hidden, N masks.
 """
@@ -6,16 +6,15 @@ Shapes: B images, Q conversations (rows), T tokens, D hidden, N masks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lisaseg.imaging import Placement
-
-SegState = Literal["emit", "at"]
+from lisaseg.vlms.decoding import Generation, Reading, Rules, SegState, decode_many, decode_one, read, score
 
 
 @dataclass
@@ -42,18 +41,6 @@ class ImageContext:
             return contexts[0]
         first = contexts[0].maps
         return cls(torch.cat([c.tokens for c in contexts]), None if first is None else type(first).join([c.maps for c in contexts]))
-
-
-@dataclass
-class Generation:
-    """What one row generated.
-
-    ids: new token ids, the stop token included if it was reached. states: (n_seg, D) one for each generated `[SEG]`. finished: False = length limit.
-    """
-
-    ids: list[int] = field(default_factory=list)
-    states: list[Tensor] = field(default_factory=list)
-    finished: bool = False
 
 
 class VisionLanguageModel(nn.Module):
@@ -125,92 +112,26 @@ class VisionLanguageModel(nn.Module):
         ban: Sequence[int] = (),
         bias: dict[int, float] | None = None,
         on_token: Callable[[int, int], None] | None = None,
+        draft: Callable[[list[int]], list[int]] | None = None,
         use_cache: bool = True,
     ) -> list[Generation]:
-        """Greedy decoding of Q prompts of any lengths, together.
-
-        Args:
-            embeds: one (T, D) prompt for each row.
-            stop_id: token that ends an answer.
-            seg_state: which state prompts the mask: the one that emitted `[SEG]` ("emit") or the one at its position ("at").
-            ban: ids that are never generated. bias: id -> number added to its logit at the first new token only.
-            on_token: called with (row, id) for each new token.
-            use_cache: False re-runs the whole prompt at each step; same result, slower.
-        """
-        from transformers import DynamicCache
-
-        rows = [Generation() for _ in embeds]
-        feed, mask = left_pad(embeds)
-        cache = DynamicCache() if use_cache else None
-        waiting: list[int] = []  # rows whose last token is a [SEG] with its own state still to come ("at")
-        for step in range(max_new_tokens + 1):
-            position = (mask.cumsum(1) - 1).clamp(min=0)
-            hidden = self.hidden_states(feed, mask, position[:, -feed.shape[1] :], cache)[:, -1]  # (Q, D)
-            for r in waiting:
-                rows[r].states.append(hidden[r])
-            waiting = []
-            if step == max_new_tokens or all(row.finished for row in rows):
-                break
-            scores = self._scores(hidden, ban, bias if step == 0 else None)
-            new = scores.argmax(-1)
-            for r, token in enumerate(new.tolist()):
-                if rows[r].finished:
-                    continue
-                rows[r].ids.append(token)
-                rows[r].finished = token == stop_id
-                if token == self.seg_token_id and seg_state == "emit":
-                    rows[r].states.append(hidden[r])
-                elif token == self.seg_token_id:
-                    waiting.append(r)
-                if on_token is not None:
-                    on_token(r, token)
-            if all(row.finished for row in rows):
-                break
-            step_embeds = self.embed_ids(new)[:, None]
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-            feed = step_embeds if cache is not None else torch.cat([feed, step_embeds], 1)
-        return rows
-
-    def _scores(self, hidden_QD: Tensor, ban: Sequence[int], bias: dict[int, float] | None) -> Tensor:
-        """Scores of the next token of each row: (Q, V) float32."""
-        scores = self.logits(hidden_QD).float()
-        if ban:
-            scores[:, list(ban)] = float("-inf")
-        for token, value in (bias or {}).items():
-            scores[:, token] += value
-        return scores
+        """Greedy decoding of Q prompts of any lengths, together. embeds: one (T, D) prompt for each row; the others: see `decoding.Rules`."""
+        rules = Rules(stop_id, max_new_tokens, self.seg_token_id, seg_state, ban, bias, on_token, draft)
+        if len(embeds) == 1 and use_cache:
+            return [decode_one(self, embeds[0], rules)]
+        return decode_many(self, embeds, rules, use_cache)
 
     def seen_names(self, context: ImageContext, k: int) -> list[int]:
         """Indices in the config's `nouns` of the k names that the tower sees most clearly in one picture; none if the family has no such list."""
         return []
 
     @torch.no_grad()
-    def score_continuations(self, prompt_TD: Tensor, continuations: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """How likely each continuation of one prompt is: log probability of every token (n, L), 0 behind its end, and the states (n, D) that emitted
-        their last tokens. The prompt is read once for all."""
-        from transformers import DynamicCache
+    def read(self, prompt_TD: Tensor) -> Reading:
+        """Read a prompt (T, D) once, for `score_continuations`."""
+        return read(self, prompt_TD)
 
-        n, device = len(continuations), prompt_TD.device
-        lengths = torch.tensor([len(c) for c in continuations], device=device)
-        longest = int(lengths.max())
-        ids = torch.tensor([[*c, *([0] * (longest - len(c)))] for c in continuations], device=device)
-        cache = DynamicCache()
-        t = len(prompt_TD)
-        first = self.hidden_states(prompt_TD[None], None, torch.arange(t, device=device)[None], cache)[:, -1:]
-        cache.batch_repeat_interleave(n)
-        inside = torch.arange(longest - 1, device=device)[None] < lengths[:, None]
-        mask = torch.cat([torch.ones(n, t, device=device, dtype=torch.long), inside.long()], 1)
-        position = torch.arange(t, t + longest - 1, device=device).expand(n, -1)
-        rest = self.hidden_states(self.embed_ids(ids[:, :-1]), mask, position, cache)
-        hidden = torch.cat([first.expand(n, -1, -1), rest], 1)  # (n, L, D): each predicts the token of its place
-        logp = self.logits(hidden).float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-        logp = logp * (torch.arange(longest, device=device)[None] < lengths[:, None])
-        return logp, hidden[torch.arange(n, device=device), lengths - 1]
-
-
-def left_pad(embeds: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Prompts (T_q, D) of different lengths -> (Q, T, D) with zeros in front and a mask (Q, T) of 0 and 1."""
-    longest = max(len(e) for e in embeds)
-    padded = torch.stack([torch.cat([e.new_zeros(longest - len(e), e.shape[-1]), e]) for e in embeds])
-    mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in embeds], device=padded.device)
-    return padded, mask
+    @torch.no_grad()
+    def score_continuations(self, reading: Reading, continuations: Sequence[Sequence[int]], after: int = 0) -> tuple[Tensor, Tensor]:
+        """How likely each of n continuations of a prompt and the first `after` tokens of its answer is: log p (n, L) of each token, 0 behind its end,
+        and the states (n, D) that emitted their last tokens."""
+        return score(self, reading, continuations, after)
