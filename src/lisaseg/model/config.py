@@ -21,10 +21,11 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         refusal_bias: added to the logit of a refusal's first word in mode "auto": trades false refusals against false masks.
         candidates: how many of the names that the tower sees an answer "It is the NAME [SEG]." is weighed against; 0 = plain greedy decoding.
         prior_share: how much of a name's likelihood without a question is taken off when it is weighed, [0, 1] (see `weigh_names`).
+        name_temperature: by how much the language model is too sure of its names (see `weigh_names`), above 0.
         min_score: in the modes "auto" and "explain" an answer whose every mask scores less than this (the decoder's estimate of its own IoU,
             [0, 1]) becomes a refusal: the decoder found nothing that looks like the prompt.
         min_worth: in these modes an answer "It is the NAME [SEG]." whose best name is worth less than this (see `weigh_names`) becomes a refusal,
-            too; None = the score of its own mask decides alone.
+            too; None = never.
         evaluation_answer: what teacher-forced evaluation puts into the model's mouth, one `[SEG]`; "[SEG]." for the published checkpoints.
         trained_on: data sets that the model has seen, [{"name", "split", perhaps "data_hash"}, ...]; evaluation compares its data with them.
         loss_weights: {"ce", "bce", "dice"}; the paper's are 1, 2, 0.5.
@@ -48,6 +49,7 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         min_score: float = 0.0,
         candidates: int = 0,
         prior_share: float = 0.0,
+        name_temperature: float = 1.5,
         min_worth: float | None = None,
         evaluation_answer: str = "It is [SEG].",
         trained_on: list[dict[str, str]] | None = None,
@@ -63,7 +65,7 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         self.prompt_width, self.seg_hidden, self.seg_state = prompt_width, seg_hidden, seg_state
         self.chat_template, self.refusal_bias, self.min_score = chat_template, refusal_bias, min_score
         self.candidates, self.prior_share, self.prompt_style = candidates, prior_share, prompt_style
-        self.min_worth = min_worth
+        self.name_temperature, self.min_worth = name_temperature, min_worth
         self.evaluation_answer, self.trained_on = evaluation_answer, trained_on
         self.loss_weights = loss_weights or {"ce": 1.0, "bce": 2.0, "dice": 0.5}
         self.lora, self.language_model, self.language_config = lora, language_model, language_config

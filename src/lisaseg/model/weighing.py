@@ -19,7 +19,6 @@ from lisaseg.vlms.decoding import Generation, Reading
 Priors = dict[tuple[int, ...], float]  # ids of "It is the NAME [SEG]" -> log p of its name in one picture when nothing in particular is asked
 
 _SMALL = frozenset(("the", "a", "an", "her", "his", "their", "its", "this", "that"))
-NAME_TEMPERATURE = 1.5  # the language model is too sure of its names; chosen on validation queries, see the model card of lisa-tiny
 SURE = 0.5  # estimated IoU from which a mask of a name that the tower does not know is good enough
 
 
@@ -48,7 +47,7 @@ def weigh_names(
     "what would you stand on to ride a wave" makes "wave" likely although there may be none; its mask scores low, the surfboard's high. And "person"
     is likely whatever is asked, so what counts is how much likelier the question makes a name than it is without one (pointwise mutual information,
     as in arXiv 2104.08315). The worth of a name is
-        (log p(name | question) - prior_share * log p(name | no question)) / temperature + log(estimated IoU of its mask).
+        (log p(name | question) - prior_share * log p(name | no question)) / name_temperature + log(estimated IoU of its mask).
     Only short answers "It is the NAME [SEG]." are weighed, and not where the generated name is what was asked for outright and the tower knows it or
     its mask looks good: who asks for the hair shall not get the person, but who asks for the animal may get the cat.
 
@@ -77,13 +76,10 @@ def weigh_names(
         prior = name_priors(lambda some: name_likelihoods(model, neutral(), some)[0], ways[0], ways[1:], priors)
         likely = likely - config.prior_share * prior.to(likely)
     scores = estimate(states)
-    worth = likely / NAME_TEMPERATURE + scores.clamp(min=1e-3).log()
+    worth = likely / config.name_temperature + scores.clamp(min=1e-3).log()
     best = int(worth.argmax())
-    if asked.doubted and config.min_worth is not None:
-        if float(worth[best]) < config.min_worth:
-            return Generation(tokenizer.plain(prompts.NO_TARGET), [], row.finished)
-    elif asked.doubted and float(scores[0]) < config.min_score:
-        return row  # what it names is not there, so it will become a refusal; a better-looking mask of another thing would only hide that
+    if asked.doubted and config.min_worth is not None and float(worth[best]) < config.min_worth:
+        return Generation(tokenizer.plain(prompts.NO_TARGET), [], row.finished)
     return row if best == 0 else Generation(opening + ways[best] + row.ids[at + 1 :], [states[best]], row.finished)
 
 
