@@ -54,6 +54,9 @@ def test_who_goes_on_from_a_whole_model_keeps_how_it_is_asked(world: Path, first
         recipe = load_recipe(world, [f"start={first}", f"start_parts={json.dumps(parts)}", f"data.cache={world.parent / 'run'}"])
         made = door.build_workshop(recipe, lambda text: None).model.config
         assert (made.candidates, made.min_worth, made.prior_share, made.min_score) == kept
+    recipe = load_recipe(world, [f"start={first}", f"data.cache={world.parent / 'run'}", "asking.candidates=5", "asking.min_worth=-2.0"])
+    made = door.build_workshop(recipe, lambda text: None).model.config
+    assert (made.candidates, made.min_worth, made.prior_share) == (5, -2.0, 0.25), "the recipe has the last word"
 
 
 def test_a_start_with_eyes_needs_no_base_archives_of_eyes(world: Path, first: Path) -> None:

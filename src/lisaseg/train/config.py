@@ -88,6 +88,20 @@ class DataConfig(Strict):
     cache: Path | None = None
 
 
+class AskingConfig(Strict):
+    """How the finished model is asked: settings of `LisaConfig`, where each is explained. None = the start model's, or `LisaConfig`'s default.
+
+    They can be changed in the config.json of a model afterwards, too: nothing is learned with them.
+    """
+
+    candidates: int | None = Field(default=None, ge=0)
+    prior_share: float | None = Field(default=None, ge=0, le=1)
+    name_temperature: float | None = Field(default=None, gt=0)
+    min_worth: float | None = None
+    min_score: float | None = Field(default=None, ge=0)
+    refusal_bias: float | None = None
+
+
 class Recipe(Strict):
     """A whole recipe.
 
@@ -98,6 +112,7 @@ class Recipe(Strict):
         only: names of stages to run, all if empty; earlier ones are loaded from their checkpoints.
         device: "auto", "cpu", "cuda". threads: of torch on a CPU, 0 = its choice. workers: processes that prepare steps, 0 = none.
         minutes: stop after so long with a checkpoint, 0 = never; the same command goes on from there.
+        asking: how the finished model is asked.
     """
 
     out: Path
@@ -118,6 +133,7 @@ class Recipe(Strict):
     only: list[str] = Field(default_factory=list)
     data: DataConfig
     stages: dict[str, StageConfig]
+    asking: AskingConfig = Field(default_factory=AskingConfig)
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

@@ -127,6 +127,8 @@ def new_model(recipe: Recipe, nouns: list[str], space: NounSpace, imagenet: list
     )
     if recipe.start is not None and len(set(recipe.start_parts)) == 2:
         keep_settings(config, start_config(recipe.start))
+    for key, value in recipe.asking.model_dump(exclude_none=True).items():
+        setattr(config, key, value)
     torch.manual_seed(recipe.seed)
     model = LisaModel(config, language_model)
     neck = model.vlm.vision.neck  # type: ignore[union-attr]
