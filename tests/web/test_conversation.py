@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from tests.published_folder import random_model, write_folder
 from tests.server.running import KEYS, Server
 from tests.web.desk import Desk, png
 
@@ -68,6 +70,27 @@ def test_modes(desk: Sit, tiny: Server, mode: str, tag: str) -> None:
     one.page.reload()
     one.page.wait_for_selector(".facts")
     assert one.page.is_checked(f"input[name=mode][value={mode}]"), "the choice is kept"
+
+
+def test_a_model_with_more_modes_shows_them(desk: Sit, stub: Server, start: Callable[..., Server], tmp_path: Path) -> None:
+    """LISA++'s, also when the page was there before the model; a choice that another model does not have falls back to Auto."""
+    folder = write_folder(tmp_path / "LISA", random_model(), mm_use_im_start_end=False)
+    server = start("-m", str(folder), "--dtype", "float32", engine="lisa", wait=False)
+    one = desk(server)
+    one.refusals = True  # /readyz says 503 while the model loads
+    one.page.wait_for_selector("input[value=explain_instances]", state="attached")
+    assert one.page.locator(".modes span").all_inner_texts()[4:] == ["Each one", "Each one + why", "Step by step"]
+    one.choose("a.png", png(60, 90))
+    one.ask("the cups", "instances")
+    assert one.text(".turn .tag") == "Each one"
+    assert server.http.get(f"/v1/sessions/{one.session()}").json()["turns"][0]["mode"] == "instances"
+    one.page.reload()
+    one.page.wait_for_selector("input[value=instances]:checked", state="attached")
+    other = opened(desk, stub)
+    other.page.evaluate("localStorage.setItem('lisaseg.mode', 'instances')")
+    other.page.reload()
+    other.page.wait_for_selector("input[value=auto]:checked", state="attached")
+    assert other.page.locator("input[name=mode]").count() == 4
 
 
 def test_retry_asks_the_last_question_again(desk: Sit, stub: Server) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 from lisaseg.drawing import colour_of
 from lisaseg.errors import LisaSegError
 from lisaseg.imaging import ImageLimits, open_image
-from lisaseg.types import MODES, Answer
+from lisaseg.types import Answer
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio reads it
 
@@ -52,7 +52,7 @@ def build(model: Any) -> gr.Blocks:
             with gr.Column():
                 picture = gr.Image(label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard"])
                 mode = gr.Radio(
-                    list(MODES), value="auto", label="Mode", info="auto: the model decides; segment: a mask; explain: and why; text: words"
+                    list(model.modes), value="auto", label="Mode", info="auto: the model decides; segment: a mask; explain: and why; text: words"
                 )
                 text = gr.Textbox(label="Instruction", placeholder="the thing one drinks from", max_length=2000)
                 with gr.Row():

@@ -14,7 +14,12 @@ export const MODES = {
   segment: ["Segment", "Draw a mask, or say that nothing fits"],
   explain: ["Segment + why", "Draw a mask and give the reason"],
   text: ["Answer", "Words only, no mask"],
+  instances: ["Each one", "A mask for each object of the kind"],
+  explain_instances: ["Each one + why", "A mask for each object, and the reason"],
+  reason: ["Step by step", "Think aloud, then answer"],
 };
+/** Those that every model has; more are named in `modes` of /v1/limits. */
+export const USUAL_MODES = ["auto", "segment", "explain", "text"];
 
 const HINTS = ["the largest thing", "What would one sit on?", "Who is working here? Explain.", "What is in this picture?"];
 

@@ -1,7 +1,7 @@
 /** Where questions are written. */
 
 import { $, h } from "./dom.js";
-import { MODES } from "./chat.js";
+import { MODES, USUAL_MODES } from "./chat.js";
 import { setting } from "./local.js";
 
 /** See the head of the file. */
@@ -16,7 +16,7 @@ export class Composer {
     this.field = $("prompt");
     this.sendButton = $("send");
     this.stopButton = $("stop");
-    this.modes();
+    this.modes(USUAL_MODES);
     $("composer").addEventListener("submit", (event) => {
       event.preventDefault();
       this.send();
@@ -32,21 +32,31 @@ export class Composer {
       this.does.stop();
       this.field.focus();
     });
-    store.subscribe(() => this.refresh());
+    store.subscribe((state, before) => {
+      const offered = state.limits?.modes;
+      if (offered && String(offered) !== String(before.limits?.modes ?? USUAL_MODES)) this.modes(offered);
+      this.refresh();
+    });
     this.refresh();
   }
 
-  modes() {
-    const saved = /** @type {any} */ (setting("mode"));
-    if (MODES[saved]) this.store.set({ mode: saved });
-    for (const [mode, [name, about]] of Object.entries(MODES)) {
-      const radio = h("input", { type: "radio", name: "mode", value: mode, checked: mode === (MODES[saved] ? saved : "auto") });
-      radio.addEventListener("change", () => {
-        this.store.set({ mode: /** @type {any} */ (mode) });
-        setting("mode", mode);
+  /** Show the modes of the model; the one that was chosen last is kept, if the model has it. @param {string[]} offered */
+  modes(offered) {
+    const saved = /** @type {string} */ (setting("mode"));
+    const chosen = offered.includes(saved) ? saved : "auto";
+    this.store.set({ mode: /** @type {any} */ (chosen) });
+    const labels = offered
+      .filter((mode) => mode in MODES)
+      .map((mode) => {
+        const [name, about] = MODES[/** @type {import("./types.js").Mode} */ (mode)];
+        const radio = h("input", { type: "radio", name: "mode", value: mode, checked: mode === chosen });
+        radio.addEventListener("change", () => {
+          this.store.set({ mode: /** @type {any} */ (mode) });
+          setting("mode", mode);
+        });
+        return h("label", { title: about }, radio, h("span", {}, name));
       });
-      $("modes").append(h("label", { title: about }, radio, h("span", {}, name)));
-    }
+    $("modes").replaceChildren($("modes").children[0], ...labels);
   }
 
   send() {

@@ -8,17 +8,18 @@ const FAST = 1_500;
 /**
  * @param {{state: any, set: (patch: any) => void, subscribe: (listener: (state: any, before: any) => void) => void}} store with `server` and `limits`
  * @param {import("./api.js").Api} api
- * @param {() => Promise<void>} onBack called when the server is ready and was not, and its limits are not known
+ * @param {() => Promise<void>} onBack called when its limits are not known, and when its model is loaded, which may have modes of its own
  */
 export function watchServer(store, api, onBack) {
   /** @type {number | undefined} */
   let timer;
   const look = async () => {
     clearTimeout(timer);
-    const server = await readiness(store.state.server.model);
-    const same = JSON.stringify(server) === JSON.stringify(store.state.server);
-    if (!same) store.set({ server });
-    if (server.state !== "offline" && !store.state.limits) await onBack();
+    const before = store.state.server;
+    const server = await readiness(before.model);
+    if (JSON.stringify(server) !== JSON.stringify(before)) store.set({ server });
+    const loaded = server.state === "ready" && before.state !== "ready";
+    if (loaded || (server.state !== "offline" && !store.state.limits)) await onBack();
     timer = setTimeout(() => !document.hidden && look(), server.state === "ready" && !server.queue ? SLOW : FAST);
   };
   document.addEventListener("visibilitychange", () => !document.hidden && look());

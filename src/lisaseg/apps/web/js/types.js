@@ -1,7 +1,7 @@
 /**
  * The objects of docs/api.md, and those of the page. Types only.
  *
- * @typedef {"auto" | "segment" | "explain" | "text"} Mode
+ * @typedef {"auto" | "segment" | "explain" | "text" | "instances" | "explain_instances" | "reason"} Mode
  * @typedef {import("./rle.js").Rle} Rle
  * @typedef {{index: number, phrase: string, span: [number, number], box_xyxy: number[], area: number, score: number | null, mask: Rle}} Segment
  * @typedef {{id?: string, text: string, raw_text: string, status: string, mode: Mode, instruction: string, model: string, segments: Segment[],
