@@ -111,8 +111,8 @@ class Answering:
         )
         for row in rows:
             row.ids[:0] = head
-            if head:
-                row.reading = None  # it holds the opening, too
+            if head or not self.model.config.candidates:
+                row.reading = None  # it holds the opening, too; or nobody weighs names, and at 7B it is large
         return rows
 
     def guess(self, ids: list[int]) -> list[int]:
