@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.tiny_random import conversation, turn
 
-from lisaseg.chat import CHATML, MAX_TURNS, TEMPLATES, Conversation, get_template, render, spans
+from lisaseg.chat import CHATML, MAX_TURNS, TEMPLATES, Conversation, get_template, read_as, render, spans
 from lisaseg.errors import InstructionError, UsageError
 from lisaseg.types import SEG_TEXT
 
@@ -123,3 +123,38 @@ def test_known_answers(raw: str, text: str, phrases: list[str]) -> None:
 
 def test_a_mask_is_not_the_phrase_of_the_next_one() -> None:
     assert spans("[SEG], [SEG] and [SEG]")[2] == ["", "", ""]
+
+
+READ = {"person": ["woman"], "people": ["women"], "code": ["c++"], "kin": ["son", "wife"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("the woman", "the person"),
+        ("Where is the WOMAN's hat?", "Where is the person's hat?"),
+        ("women, women.", "people, people."),
+        ("a womanly one, a woman-like one, 3woman", "a womanly one, a woman-like one, 3woman"),
+        ("c++ or C++", "code or code"),  # marks are no pattern
+        ("the ſon and the wıfe", "the ſon and the wıfe"),  # letters that re takes for an s and an i
+        ("", ""),
+    ],
+)
+def test_whole_words_are_read_as_others(text: str, read: str) -> None:
+    assert read_as(text, READ) == read and read_as(text, {}) == text
+
+
+@given(st.text(max_size=60))
+def test_reading_twice_is_reading_once(text: str) -> None:
+    once = read_as(text, READ)
+    assert read_as(once, READ) == once
+    assert (once == text) or any(word in text.lower() for words in READ.values() for word in words)
+
+
+def test_a_conversation_is_read_in_its_questions_only() -> None:
+    chat = conversation(("The woman?", "It is the woman [SEG].")).ask("And the women?")
+    assert [(turn.instruction, turn.answer) for turn in chat.read_as(READ).turns] == [
+        ("The person?", "It is the woman [SEG]."),
+        ("And the people?", None),
+    ]
+    assert chat.turns[0].instruction == "The woman?" and chat.read_as({}) is chat

@@ -7,6 +7,7 @@ A `Conversation` is about one picture and immutable; asking returns a longer one
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lisaseg.errors import InstructionError, UsageError
@@ -105,10 +106,24 @@ class Conversation:
         """The conversation without its last turn; unchanged if empty."""
         return replace(self, turns=self.turns[:-1])
 
+    def read_as(self, words: Mapping[str, Sequence[str]]) -> Conversation:
+        """The conversation with all instructions as `read_as` gives them."""
+        return replace(self, turns=tuple(replace(turn, instruction=read_as(turn.instruction, words)) for turn in self.turns)) if words else self
+
     @property
     def n_seg(self) -> int:
         """Number of `[SEG]` in all answers."""
         return sum(turn.answer.count(SEG_TEXT) for turn in self.turns if turn.answer)
+
+
+def read_as(text: str, words: Mapping[str, Sequence[str]]) -> str:
+    """An instruction in which whole words are read as another, whatever their case: {"person": ["woman"]} -> "the person's hat". Words with a hyphen
+    ("man-made") stay. words: what is read -> the words, in lower case, that are read so."""
+    table = {word: read for read, some in words.items() for word in some}
+    if not table:
+        return text
+    pattern = r"(?<![\w-])(" + "|".join(map(re.escape, table)) + r")(?![\w-])"
+    return re.sub(pattern, lambda match: table.get(match[1].lower(), match[1]), text, flags=re.IGNORECASE)
 
 
 def render(conversation: Conversation, template: ChatTemplate) -> list[Piece]:

@@ -111,6 +111,14 @@ def test_a_class_is_found_by_what_is_seen_of_it(tiny: lisaseg.Predictor) -> None
     assert (animal.masks[0] & cat.masks[0]).sum() / (animal.masks[0] | cat.masks[0]).sum() > 0.8
 
 
+@pytest.mark.parametrize("text", ["the woman", "Where is the man?", "Segment the girl.", "the lady"])
+def test_who_asks_for_a_woman_or_a_man_gets_the_person(tiny: lisaseg.Predictor, text: str) -> None:
+    """The eyes cannot tell them apart: their photos say "person". The user's own words stay in the answer's `instruction`."""
+    answer, person = tiny.ask(EXAMPLES / "astronaut.jpg", text), tiny.ask(EXAMPLES / "astronaut.jpg", "the person")
+    assert answer.status == person.status == "masks" and answer.instruction == text
+    assert (answer.masks[0] & person.masks[0]).sum() / (answer.masks[0] | person.masks[0]).sum() > 0.95
+
+
 def test_what_was_asked_before_changes_no_answer(tiny: lisaseg.Predictor) -> None:
     texts = ("the animal that purrs", "something to drink from", "where one can sit down")
     fresh = []

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +14,7 @@ from tests.datasets.recipe_root import make_root
 from tests.train import lisa_world as world
 
 import lisaseg
+from lisaseg.datasets.mixture import Task
 from lisaseg.errors import ModelLoadError, TrainingError, UsageError
 from lisaseg.model.assemble import load_model
 from lisaseg.train.lisa_config import LisaRecipe
@@ -20,6 +22,7 @@ from lisaseg.train.lisa_data import Collator, open_groups, probe_batches
 from lisaseg.train.lisa_model import Trainee, open_trainee
 from lisaseg.train.lisa_run import export_run, rebuild
 from lisaseg.train.recipe import checked, read_recipe
+from lisaseg.types import Sample, Turn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -158,6 +161,24 @@ def test_tiny_keeps_its_tables(tiny: list[str]) -> None:
     for change, says in (("model.tokens='all'", "tokens"), ("model.quantize='4bit'", "quantize")):
         with pytest.raises(UsageError, match=says):
             open_trainee(read(RECIPES / "finetune.toml", [*tiny, change]), CPU)
+
+
+def test_words_are_read_in_training_as_in_asking(tiny: list[str], tmp_path: Path) -> None:
+    config = tmp_path / "tiny" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "read_as": {"cat": ["dog"]}}))
+    for change, kept in (((), {"cat": ["dog"]}), (("model.read_as={}",), {})):
+        recipe = read(RECIPES / "finetune.toml", [*tiny, *change])
+        trainee = open_trainee(recipe, CPU)
+        assert trainee.model.config.read_as == kept
+        collate = Collator(trainee, recipe.data)
+        dog, cat = (
+            collate([Task(Sample("a", np.zeros((20, 30, 3), np.uint8)), ((Turn(f"Where is the {word}?", "It is not here."),),), "mine", 0)]).batch.ids
+            for word in ("dog", "cat")
+        )
+        assert torch.equal(dog, cat) == bool(kept)
+    world.train(RECIPES / "finetune.toml", *tiny, *SMALL, "model.read_as={}", "probe.every=0")
+    out = export_run(tmp_path / "run", tmp_path / "out", "last")
+    assert json.loads((out / "config.json").read_text()).get("read_as", {}) == {}
 
 
 # -- every recipe

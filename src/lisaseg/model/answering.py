@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lisaseg import prompts
-from lisaseg.chat import Conversation, get_template, render
+from lisaseg.chat import Conversation, get_template, read_as, render
 from lisaseg.imaging import Picture, Placement
 from lisaseg.model.lisa import LisaModel
 from lisaseg.model.weighing import Asked, Priors, weigh_names
@@ -67,6 +67,7 @@ class Answering:
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """Ids of a conversation with an open or a closed turn, the picture's slot expanded."""
+        conversation = conversation.read_as(self.model.config.read_as)
         return self.tokenizer.encode(render(conversation, self.template), self.model.vlm.n_image_tokens).ids
 
     def answer(self, jobs: Sequence[Job], max_new_tokens: int, on_text: Callable[[int, str], None] | None = None) -> list[Generation]:
@@ -155,7 +156,8 @@ class Answering:
         if job.mode == "text":
             return row
         encoded, neutral = job.encoded, self.prompt_ids(Conversation().ask(prompts.NEUTRAL_QUESTION))
-        asked = Asked(job.ids, job.instruction, neutral, job.mode in prompts.DOUBTED_MODES)
+        instruction = read_as(job.instruction, self.model.config.read_as)
+        asked = Asked(job.ids, instruction, neutral, job.mode in prompts.DOUBTED_MODES)
         about = encoded.context, row, lambda states: self._decode(encoded, states)[1], encoded.priors
         return weigh_names(self.model, self.tokenizer, asked, *about)
 

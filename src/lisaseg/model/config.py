@@ -26,6 +26,7 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
             [0, 1]) becomes a refusal: the decoder found nothing that looks like the prompt.
         min_worth: in these modes an answer "It is the NAME [SEG]." whose best name is worth less than this (see `weigh_names`) becomes a refusal,
             too; None = never.
+        read_as: words of an instruction that are read as another, {"person": ["woman", "man"]}: those between which a small model cannot tell.
         evaluation_answer: what teacher-forced evaluation puts into the model's mouth, one `[SEG]`; "[SEG]." for the published checkpoints.
         trained_on: data sets that the model has seen, [{"name", "split", perhaps "data_hash"}, ...]; evaluation compares its data with them.
         loss_weights: {"ce", "bce", "dice"}; the paper's are 1, 2, 0.5.
@@ -51,6 +52,7 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         prior_share: float = 0.0,
         name_temperature: float = 1.5,
         min_worth: float | None = None,
+        read_as: dict[str, list[str]] | None = None,
         evaluation_answer: str = "It is [SEG].",
         trained_on: list[dict[str, str]] | None = None,
         loss_weights: dict[str, float] | None = None,
@@ -66,6 +68,7 @@ class LisaConfig(PreTrainedConfig):  # type: ignore[misc]
         self.chat_template, self.refusal_bias, self.min_score = chat_template, refusal_bias, min_score
         self.candidates, self.prior_share, self.prompt_style = candidates, prior_share, prompt_style
         self.name_temperature, self.min_worth = name_temperature, min_worth
+        self.read_as = read_as or {}
         self.evaluation_answer, self.trained_on = evaluation_answer, trained_on
         self.loss_weights = loss_weights or {"ce": 1.0, "bce": 2.0, "dice": 0.5}
         self.lora, self.language_model, self.language_config = lora, language_model, language_config

@@ -100,6 +100,7 @@ class AskingConfig(Strict):
     min_worth: float | None = None
     min_score: float | None = Field(default=None, ge=0)
     refusal_bias: float | None = None
+    read_as: dict[str, list[str]] | None = None
 
 
 class Recipe(Strict):

@@ -54,6 +54,7 @@ class ModelSettings(Strict):
         quantize: "4bit": the language model's frozen weights as NF4 (bitsandbytes), as QLoRA does.
         gradient_checkpointing: compute the language model's activations again in the backward pass instead of keeping them.
         chat_template: see `lisaseg.chat`; None = the model's own.
+        read_as: see `LisaConfig`; None = the model's own. lisa-tiny reads "woman" as "person": {} lets it learn the difference.
         offline: open no network connection.
     """
 
@@ -68,6 +69,7 @@ class ModelSettings(Strict):
     quantize: Literal["4bit"] | None = None
     gradient_checkpointing: bool = False
     chat_template: str | None = None
+    read_as: dict[str, list[str]] | None = None
     offline: bool = False
 
     @model_validator(mode="after")

@@ -156,7 +156,8 @@ class Collator:
         n_image = trainee.model.vlm.n_image_tokens
         limit = n_image + self.data.max_text_tokens
         for turns in task.conversations:
-            whole = trainee.tokenizer.encode(render(Conversation(turns), trainee.template), n_image)
+            conversation = Conversation(turns).read_as(trainee.model.config.read_as)
+            whole = trainee.tokenizer.encode(render(conversation, trainee.template), n_image)
             cut = Encoded(whole.ids[:limit], whole.labels[:limit], whole.prefix)
             rows.append(cut)
             masks += [mask for turn in turns for mask in turn.masks][: cut.labels.count(trainee.tokenizer.seg_id)]

@@ -148,6 +148,7 @@ def _open_tiny(folder: Path, settings: ModelSettings, dtype: torch.dtype) -> Tra
         _take_adapters(model, adapters, file, settings.lora.dropout)
     tokenizer = TextTokenizer(language_folder, model.vlm.seg_token_id, model.vlm.image_token_id)
     config.chat_template = settings.chat_template or config.chat_template
+    config.read_as = config.read_as if settings.read_as is None else settings.read_as
     template = get_template(config.chat_template)
     return Trainee(model, tokenizer, template, "tiny", folder, {})
 

@@ -33,7 +33,7 @@ def start_config(start: Path) -> LisaConfig:
 
 
 # how a model is asked, not what it has learned: a run that goes on from a whole model keeps it
-ASKED = ("candidates", "prior_share", "name_temperature", "min_worth", "min_score", "refusal_bias", "evaluation_answer")
+ASKED = ("candidates", "prior_share", "name_temperature", "min_worth", "min_score", "refusal_bias", "read_as", "evaluation_answer")
 
 
 def keep_settings(config: LisaConfig, start: LisaConfig) -> None:
