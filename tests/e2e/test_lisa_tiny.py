@@ -54,6 +54,21 @@ def test_examples_are_found(tiny: lisaseg.Predictor, photo: str, text: str, box:
     assert inside / ((x1 - x0) * (y1 - y0)) > 0.3
 
 
+def test_the_readme_tells_what_make_demo_prints(tiny: lisaseg.Predictor) -> None:
+    """In the same words; numbers as near as another processor may round."""
+    readme = (EXAMPLES.parent / "README.md").read_text("utf-8")
+    found = re.search(
+        r"^(It is .*)\nmask 1  ([\d.]+) % of image  box (\d+),(\d+) (\d+),(\d+)  score ([\d.]+)  (.*)  out/demo/coffee.mask1.png$", readme, re.M
+    )
+    assert found, "README.md shows what `make demo` prints"
+    answer = tiny.ask(EXAMPLES / "coffee.jpg", "the thing one drinks from")
+    (segment,) = answer.segments
+    assert (found[1], found[8]) == (answer.text, segment.phrase)
+    assert 100 * segment.area / segment.mask.size == pytest.approx(float(found[2]), abs=1.5)
+    assert segment.box == pytest.approx(tuple(map(float, found.group(3, 4, 5, 6))), abs=8)
+    assert segment.score == pytest.approx(float(found[7]), abs=0.05)
+
+
 def test_second_question_costs_no_encoding(tiny: lisaseg.Predictor) -> None:
     chat = tiny.chat(EXAMPLES / "cat.jpg")
     chat.ask("Segment the cat.")
