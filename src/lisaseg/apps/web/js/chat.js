@@ -21,7 +21,7 @@ export const MODES = {
 /** Those that every model has; more are named in `modes` of /v1/limits. */
 export const USUAL_MODES = ["auto", "segment", "explain", "text"];
 
-const HINTS = ["the largest thing", "What would one sit on?", "Who is working here? Explain.", "What is in this picture?"];
+const HINTS = ["What is alive here?", "What would one sit on?", "Who is working here? Explain.", "What can you see?"];
 
 /** The list of turns. A turn is rebuilt only when it changes. */
 export class Chat {
