@@ -125,7 +125,7 @@ def test_a_mask_is_not_the_phrase_of_the_next_one() -> None:
     assert spans("[SEG], [SEG] and [SEG]")[2] == ["", "", ""]
 
 
-READ = {"person": ["woman"], "people": ["women"], "code": ["c++"], "kin": ["son", "wife"]}
+READ = {"person": ["woman"], "people": ["women"], "code": ["c++"], "kin": ["son", "wife"], "the": ["mask of the", "a mask of the"]}
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,8 @@ READ = {"person": ["woman"], "people": ["women"], "code": ["c++"], "kin": ["son"
         ("a womanly one, a woman-like one, 3woman", "a womanly one, a woman-like one, 3woman"),
         ("c++ or C++", "code or code"),  # marks are no pattern
         ("the ſon and the wıfe", "the ſon and the wıfe"),  # letters that re takes for an s and an i
+        ("Give me a mask of the women", "Give me the people"),
+        ("Mask of the bus", "the bus"),
         ("", ""),
     ],
 )

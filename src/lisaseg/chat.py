@@ -118,11 +118,11 @@ class Conversation:
 
 def read_as(text: str, words: Mapping[str, Sequence[str]]) -> str:
     """An instruction in which whole words are read as another, whatever their case: {"person": ["woman"]} -> "the person's hat". Words with a hyphen
-    ("man-made") stay. words: what is read -> the words, in lower case, that are read so."""
+    ("man-made") stay. words: what is read -> the words or phrases, in lower case, that are read so; where two fit, the longer one counts."""
     table = {word: read for read, some in words.items() for word in some}
     if not table:
         return text
-    pattern = r"(?<![\w-])(" + "|".join(map(re.escape, table)) + r")(?![\w-])"
+    pattern = r"(?<![\w-])(" + "|".join(map(re.escape, sorted(table, key=len, reverse=True))) + r")(?![\w-])"
     return re.sub(pattern, lambda match: table.get(match[1].lower(), match[1]), text, flags=re.IGNORECASE)
 
 

@@ -134,6 +134,14 @@ def test_who_asks_for_a_woman_or_a_man_gets_the_person(tiny: lisaseg.Predictor, 
     assert (answer.masks[0] & person.masks[0]).sum() / (answer.masks[0] | person.masks[0]).sum() > 0.95
 
 
+@pytest.mark.parametrize(
+    ("text", "short"), [("Give me a mask of the cat.", "Give me the cat."), ("the outline of the cat", "the cat"), ("mask of the cat", "the cat")]
+)
+def test_who_asks_for_a_mask_of_a_thing_gets_the_thing(tiny: lisaseg.Predictor, text: str, short: str) -> None:
+    answer = tiny.ask(EXAMPLES / "cat.jpg", text)
+    assert answer.status == "masks" and np.array_equal(answer.masks, tiny.ask(EXAMPLES / "cat.jpg", short).masks)
+
+
 def test_what_was_asked_before_changes_no_answer(tiny: lisaseg.Predictor) -> None:
     texts = ("the animal that purrs", "something to drink from", "where one can sit down")
     fresh = []
