@@ -47,7 +47,7 @@ refusal of an answer that is worth too little, among some hundred settings for t
 same sets. A refusal of something that is there counts as IoU 0. `min_score` 0.02 was chosen on category names. A set that nobody has looked at
 would be the fair test. The categories are a random subset.
 
-Measured with one thread. With two, bfloat16 rounds otherwise: one absent thing less is refused (66.7), gIoU stays as it is.
+Measured with one thread. With two, bfloat16 rounds otherwise, and as many absent things are refused; the last digit of a gIoU may differ.
 
 ## Parts and licences
 
