@@ -20,7 +20,7 @@ answer = lisaseg.load("lisa-tiny").ask("photo.jpg", "the thing one drinks from")
 ```
 
 English only. It knows everyday things, clothing, pets and streets best. It is weak at small objects, comparisons, text in pictures, counting
-and anything that needs several steps. It cannot tell women from men or children from grown-ups: such words are read as "person" (`read_as` in
+and anything that needs several steps. It cannot tell women from men: "woman", "man", "girl" and the like are read as "person" (`read_as` in
 config.json). Do not use it where a wrong mask can harm somebody.
 
 ## Training

@@ -15,6 +15,7 @@ from lisaseg.errors import TrainingError
 from lisaseg.model.assemble import model_folder, read_tiny_config
 from lisaseg.model.config import LisaConfig
 from lisaseg.model.lisa import LisaModel
+from lisaseg.train.config import AskingConfig
 
 _LANGUAGE = ("vlm.language_model.", "vlm.vision.projector.", "seg_head.", "vlm.seg_in", "vlm.seg_out")
 
@@ -33,7 +34,7 @@ def start_config(start: Path) -> LisaConfig:
 
 
 # how a model is asked, not what it has learned: a run that goes on from a whole model keeps it
-ASKED = ("candidates", "prior_share", "name_temperature", "min_worth", "min_score", "refusal_bias", "read_as", "evaluation_answer")
+ASKED = (*AskingConfig.model_fields, "evaluation_answer")
 
 
 def keep_settings(config: LisaConfig, start: LisaConfig) -> None:
